@@ -1,0 +1,40 @@
+"""The gradient step that all algorithms share: schedule, finiteness, clipping."""
+
+from __future__ import annotations
+
+import torch
+
+from rl_bench.config import TrainingConfig
+from rl_bench.errors import TrainingError
+
+
+def scheduled_learning_rate(config: TrainingConfig, progress: float) -> float:
+    """Constant, or falling linearly to 0 as `progress` goes from 0 to 1."""
+    if config.lr_schedule == "linear":
+        return config.learning_rate * max(0.0, 1.0 - progress)
+    return config.learning_rate
+
+
+def clip_and_step(
+    *, loss: torch.Tensor, optimiser: torch.optim.Optimizer, max_grad_norm: float, update: int
+) -> float:
+    """Backward, clip by global norm, step; returns the norm before clipping.
+
+    Raises: TrainingError when loss or gradient is not finite, before the weights change.
+    """
+    if not torch.isfinite(loss):
+        raise TrainingError(
+            f"update {update}: the loss is {loss.item()}; training stopped before the weights "
+            "changed. Try a lower --learning-rate; --resume continues from the last checkpoint"
+        )
+    optimiser.zero_grad(set_to_none=True)
+    loss.backward()  # type: ignore[no-untyped-call]
+    parameters = [p for group in optimiser.param_groups for p in group["params"]]
+    norm = torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm, foreach=True)
+    if not torch.isfinite(norm):
+        raise TrainingError(
+            f"update {update}: the gradient is not finite; training stopped before the weights "
+            "changed. Try a lower --learning-rate; --resume continues from the last checkpoint"
+        )
+    optimiser.step()
+    return norm.item()

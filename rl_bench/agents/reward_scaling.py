@@ -1,0 +1,62 @@
+"""Reward normalisation as in the Procgen paper: divide by the spread of the discounted return."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from rl_bench.types import Trajectory
+
+# The paper's runs discount with 0.999 but scale with this one (VecNormalize's default).
+RETURN_DISCOUNT = 0.99
+CLIP = 10.0
+EPSILON = 1e-8
+
+
+class RewardScaler:
+    """Scales rewards by the running standard deviation of the discounted return.
+
+    Source: openai/baselines VecNormalize as used by Cobbe et al. 2020 (arXiv 1912.01588): the
+    statistics are updated with each step before that step is scaled; no mean is subtracted; the
+    result is clipped to ±10. Statistics are kept in float64.
+    """
+
+    def __init__(self, num_envs: int) -> None:
+        self.discounted_returns = np.zeros(num_envs)
+        self.mean, self.variance, self.count = 0.0, 1.0, 1e-4
+
+    def scale(self, trajectory: Trajectory) -> torch.Tensor:
+        """The scaled rewards [T, B] float32; moves the statistics on."""
+        rewards = trajectory.rewards.numpy().astype(np.float64)
+        ends = (trajectory.terminated | trajectory.truncated).numpy()
+        scaled = np.empty_like(rewards)
+        for t in range(len(rewards)):
+            self.discounted_returns = self.discounted_returns * RETURN_DISCOUNT + rewards[t]
+            self._update_statistics(self.discounted_returns)
+            scaled[t] = rewards[t] / np.sqrt(self.variance + EPSILON)
+            self.discounted_returns[ends[t]] = 0.0
+        return torch.from_numpy(np.clip(scaled, -CLIP, CLIP).astype(np.float32))
+
+    def _update_statistics(self, batch: np.ndarray) -> None:
+        """Merge the moments of a batch into the running ones (Chan et al. 1983)."""
+        delta = batch.mean() - self.mean
+        total = self.count + batch.size
+        m2 = self.variance * self.count + batch.var() * batch.size
+        m2 += delta**2 * self.count * batch.size / total
+        self.mean += float(delta * batch.size / total)
+        self.variance, self.count = float(m2 / total), float(total)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "discounted_returns": torch.from_numpy(self.discounted_returns.copy()),
+            "mean": self.mean,
+            "variance": self.variance,
+            "count": self.count,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.discounted_returns = state["discounted_returns"].numpy().copy()
+        self.mean, self.variance, self.count = state["mean"], state["variance"], state["count"]

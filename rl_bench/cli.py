@@ -1,0 +1,237 @@
+"""The only argument parser: every flag of every entry script is described here, once.
+
+Heavy modules are imported inside functions, so that `--help` and a mistake answer at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import logging
+import os
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NoReturn
+
+from rl_bench.benchmark.mode import Mode
+from rl_bench.config_files import (
+    Layer,
+    layer_from_flags,
+    layer_from_sections,
+    load_yaml,
+    schema,
+)
+from rl_bench.errors import ConfigError, RlBenchError
+from rl_bench.interrupts import Interrupted, SignalGuard
+
+logger = logging.getLogger("rl_bench")
+
+
+@dataclass(frozen=True)
+class Flag:
+    """A flag that is one setting of the schema; its help and its default come from there."""
+
+    flag: str
+    setting: str
+    metavar: str
+
+
+COMMON_FLAGS = (
+    Flag("--env", "env.name", "ID"),
+    Flag("--seed", "env.seed", "N"),
+    Flag("--distribution-mode", "env.distribution_mode", "MODE"),
+    Flag("--num-levels", "env.num_levels", "N"),
+    Flag("--start-level", "env.start_level", "N"),
+    Flag("--num-envs", "training.num_envs", "N"),
+    Flag("--n-steps", "training.n_steps", "STEPS"),
+    Flag("--learning-rate", "training.learning_rate", "X"),
+    Flag("--log-interval", "training.log_interval", "UPDATES"),
+    Flag("--save-interval", "training.save_interval", "UPDATES"),
+    Flag("--encoder", "model.encoder", "NAME"),
+    Flag("--precision", "hardware.precision", "NAME"),
+    Flag("--num-threads", "hardware.num_threads", "N"),
+    Flag("--device", "hardware.device", "NAME"),
+    Flag("--output-dir", "logging.output_dir", "DIR"),
+    Flag("--checkpoint-dir", "logging.checkpoint_dir", "DIR"),
+    Flag("--log-dir", "logging.log_dir", "DIR"),
+)
+STOP_FLAGS = {
+    "timesteps": Flag("--total-timesteps", "training.total_timesteps", "STEPS"),
+    "wall_clock": Flag("--duration", "training.duration_hours", "HOURS"),
+}
+PPO_FLAGS = (
+    Flag("--batch-size", "training.batch_size", "TIMESTEPS"),
+    Flag("--n-epochs", "training.n_epochs", "N"),
+)
+
+
+def flags_of(mode: Mode) -> tuple[Flag, ...]:
+    return (
+        STOP_FLAGS[mode.stop],
+        *COMMON_FLAGS,
+        *(PPO_FLAGS if mode.algorithm == "ppo" else ()),
+    )
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """Answers a mistake with one line and the nearest flag."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}; {self.prog} --help lists the flags")
+
+    def nearest(self, flag: str) -> str:
+        known = [option for action in self._actions for option in action.option_strings]
+        close = difflib.get_close_matches(flag, known, n=1)
+        return f"; did you mean {close[0]}?" if close else ""
+
+
+def training_parser(mode: Mode) -> OneLineParser:
+    """The parser of one training script, made from the flags that its mode has."""
+    parser = OneLineParser(
+        prog=f"python {Path(sys.argv[0]).name}",
+        description=f"{mode.title}. Flags win over --config, which wins over the defaults.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", metavar="FILE", help="YAML file with settings")
+    for flag in flags_of(mode):
+        field = schema()[flag.setting]
+        default = "auto" if field.default is None else field.default
+        choices = field.metadata["choices"]
+        among = f" ({', '.join(choices)})" if choices else ""
+        parser.add_argument(
+            flag.flag, metavar=flag.metavar, help=f"{field.metadata['help']}{among} [{default}]"
+        )
+    parser.add_argument(
+        "--set",
+        metavar="SECTION.KEY=VALUE",
+        action="append",
+        default=[],
+        help="any other setting, e.g. --set training.gamma=0.99; may be given often",
+    )
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument(
+        "--resume",
+        metavar="auto|PATH",
+        nargs="?",
+        const="auto",
+        help="go on from the newest checkpoint of the output directory, or from PATH",
+    )
+    group.add_argument(
+        "--overwrite", action="store_true", help="delete an earlier run in the output directory"
+    )
+    return parser
+
+
+def parse_settings(parser: OneLineParser, mode: Mode, argv: Sequence[str]) -> Any:
+    """Parsed arguments and the settings they make. Raises: ConfigError."""
+    arguments, unknown = parser.parse_known_args(argv)
+    if unknown:
+        first = unknown[0]
+        parser.error(f"unknown argument '{first}'{parser.nearest(first)}")
+    given = [
+        (flag.flag, flag.setting, getattr(arguments, flag.flag[2:].replace("-", "_")))
+        for flag in flags_of(mode)
+    ]
+    flags = [entry for entry in given if entry[2] is not None]
+    for pair in arguments.set:
+        name, equals, value = pair.partition("=")
+        if not equals:
+            raise ConfigError(f"--set: expected section.key=value, got '{pair}'")
+        flags.append(("--set", name, value))
+    layers = [load_yaml(arguments.config)] if arguments.config else []
+    layers.append(layer_from_flags(flags))
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        merged.update(layer.values)
+    return arguments, Layer("this command", settle_output(merged, layers, mode))
+
+
+def settle_output(merged: dict[str, Any], layers: Sequence[Layer], mode: Mode) -> dict[str, Any]:
+    """A timed run's files go under one directory, whatever folders a YAML file names.
+
+    Flags for single folders still win: whoever types them means them.
+    """
+    flags = layers[-1].values
+    if mode.timed and not merged.get("logging.output_dir"):
+        stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+        merged["logging.output_dir"] = f"benchmarks/{mode.stem}_{stamp}"
+    if mode.timed or "logging.output_dir" in flags:
+        for name in ("logging.checkpoint_dir", "logging.log_dir"):
+            merged[name] = flags.get(name)
+    return merged
+
+
+def train(algorithm: str, rollouts: str, stop: str, argv: Sequence[str] | None = None) -> int:
+    """Entry point of the training scripts; returns the exit code.
+
+    0 success; 2 a user's mistake, with one line on stderr; 130 after Ctrl+C; 143 after SIGTERM;
+    1 any other failure.
+    """
+    started = time.perf_counter()
+    mode = Mode(algorithm, rollouts, stop)
+    guard = SignalGuard()
+    guard.install()
+    _log_to_stderr()
+    try:
+        return _train(mode, guard, list(sys.argv[1:] if argv is None else argv), started)
+    except RlBenchError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return error.exit_code
+    except Interrupted as interrupted:
+        print(f"{interrupted}: stopped", file=sys.stderr)
+        return interrupted.exit_code
+    except ModuleNotFoundError as error:
+        print(
+            f"error: the package '{error.name}' is missing; "
+            "`make install` sets everything up in .venv",
+            file=sys.stderr,
+        )
+        return 1
+    except Exception as error:  # noqa: BLE001 - the last line of defence; traceback is in run.log
+        print(f"error: unexpected {type(error).__name__}: {error}", file=sys.stderr)
+        logger.debug("unexpected error", exc_info=True)
+        if not any(isinstance(h, logging.FileHandler) for h in logger.handlers):
+            raise
+        return 1
+
+
+def _train(mode: Mode, guard: SignalGuard, argv: list[str], started: float) -> int:
+    parser = training_parser(mode)
+    arguments, settings = parse_settings(parser, mode, argv)
+    if arguments.resume and mode.timed and not _names_output(settings, argv):
+        raise ConfigError("--resume: name the run to continue with --output-dir DIR")
+    from rl_bench.benchmark import run  # torch and all that, after the cheap checks
+
+    command = f"python {Path(sys.argv[0]).name} --config {'<this file>'} --output-dir <directory>"
+    return run.run(
+        run.Request(
+            mode=mode,
+            settings=settings,
+            resume=arguments.resume,
+            overwrite=arguments.overwrite,
+            command=command,
+            started=started,
+        ),
+        guard,
+    )
+
+
+def _names_output(settings: Layer, argv: Sequence[str]) -> bool:
+    return any(argument.startswith("--output-dir") for argument in argv) or os.path.isdir(
+        str(settings.values["logging.output_dir"])
+    )
+
+
+def _log_to_stderr() -> None:
+    logger.setLevel(logging.DEBUG)
+    handler = logging.StreamHandler()
+    handler.setLevel(logging.WARNING)
+    handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+    logger.addHandler(handler)
+
+
+__all__ = ["layer_from_sections", "train"]

@@ -1,0 +1,39 @@
+"""Environments behind one interface. The only place that decides what an id means."""
+
+from __future__ import annotations
+
+from rl_bench.config import EnvConfig
+from rl_bench.envs import gymnasium, procgen, toy
+from rl_bench.envs.base import Step, VectorEnv
+
+__all__ = ["Step", "VectorEnv", "check_env", "is_procgen", "make_vector_env"]
+
+
+def is_procgen(name: str) -> bool:
+    """Raises: ConfigError for an id of Procgen's form whose game does not exist."""
+    return procgen.game_of(name) is not None
+
+
+def check_env(config: EnvConfig) -> None:
+    """Refuse what cannot be made, before anything is made. Raises: ConfigError."""
+    if is_procgen(config.name):
+        procgen.check(config)
+    elif config.name.startswith("toy-"):
+        toy.check(config.name)
+    else:
+        gymnasium.check(config.name)
+
+
+def make_vector_env(
+    config: EnvConfig, num_envs: int, *, seed: int, num_threads: int = 0
+) -> VectorEnv:
+    """`num_envs` copies of an environment; `num_threads` are Procgen's own (0: the caller's).
+
+    Raises: ConfigError.
+    """
+    if is_procgen(config.name):
+        return procgen.ProcgenVectorEnv(config, num_envs, seed=seed, num_threads=num_threads)
+    if config.name.startswith("toy-"):
+        toy.check(config.name)
+        return toy.TOYS[config.name](num_envs, seed=seed)
+    return gymnasium.GymnasiumVectorEnv(config.name, num_envs, seed=seed)

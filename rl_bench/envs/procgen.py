@@ -1,0 +1,129 @@
+"""Procgen, stepped as one vectorised native environment.
+
+All options are checked here first: the C++ answers a bad one by ending the process. Procgen
+restarts episodes inside and hides its time limit, so every end counts as terminal.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+
+import gymnasium
+import numpy as np
+
+from rl_bench.config import EnvConfig
+from rl_bench.envs.base import Step
+from rl_bench.errors import ConfigError
+
+GAMES = (
+    "bigfish", "bossfight", "caveflyer", "chaser", "climber", "coinrun", "dodgeball", "fruitbot",
+    "heist", "jumper", "leaper", "maze", "miner", "ninja", "plunder", "starpilot",
+)  # fmt: skip
+ALL_MODES = ("easy", "hard")
+EXTREME_GAMES = ("chaser", "dodgeball", "leaper", "starpilot")
+MEMORY_GAMES = ("caveflyer", "dodgeball", "heist", "jumper", "maze", "miner")
+NUM_ACTIONS = 15
+MAX_LEVEL = 2**31 - 1
+
+
+def game_of(name: str) -> str | None:
+    """`coinrun`, `procgen-coinrun-v0` and `procgen:procgen-coinrun-v0` → `coinrun`; else None.
+
+    Raises: ConfigError for an id of Procgen's form whose game does not exist.
+    """
+    bare = name.removeprefix("procgen:")
+    if bare in GAMES:
+        return bare
+    if not bare.startswith("procgen-"):
+        return None
+    game = bare.removeprefix("procgen-").removesuffix("-v0")
+    if game not in GAMES:
+        close = difflib.get_close_matches(game, GAMES, n=1)
+        hint = f"did you mean 'procgen-{close[0]}-v0'?" if close else f"games: {', '.join(GAMES)}"
+        raise ConfigError(f"env.name: there is no Procgen game '{game}' (in '{name}'); {hint}")
+    return game
+
+
+def modes_of(game: str) -> tuple[str, ...]:
+    """The distribution modes that a game supports."""
+    extreme = ("extreme",) if game in EXTREME_GAMES else ()
+    memory = ("memory",) if game in MEMORY_GAMES else ()
+    return ALL_MODES + extreme + memory
+
+
+def check(config: EnvConfig) -> None:
+    """Refuse what Procgen would answer by ending the process. Raises: ConfigError."""
+    game = game_of(config.name)
+    assert game is not None
+    modes = modes_of(game)
+    if config.distribution_mode not in modes:
+        raise ConfigError(
+            f"env.distribution_mode: {game} has no mode '{config.distribution_mode}'; "
+            f"it has {', '.join(modes)}"
+        )
+    end = config.start_level + max(config.num_levels, 1)
+    if end > MAX_LEVEL:
+        raise ConfigError(
+            f"env.start_level + env.num_levels is {end}, above the highest that Procgen takes, "
+            f"{MAX_LEVEL}; lower --start-level ({config.start_level}) "
+            f"or --num-levels ({config.num_levels})"
+        )
+
+
+class ProcgenVectorEnv:
+    """B copies of one Procgen game. Seeded completely: `seed` chooses the sequence of levels.
+
+    Shapes: observations [B, 64, 64, 3] uint8; actions [B] in 0..14.
+    Raises: ConfigError from `check`.
+    """
+
+    observation_space: gymnasium.Space = gymnasium.spaces.Box(0, 255, (64, 64, 3), np.uint8)
+    action_space: gymnasium.Space = gymnasium.spaces.Discrete(NUM_ACTIONS)
+
+    def __init__(self, config: EnvConfig, num_envs: int, *, seed: int, num_threads: int) -> None:
+        check(config)
+        _silence_gym_notice()
+        from procgen import ProcgenGym3Env
+
+        self.num_envs = num_envs
+        self._no_final_obs: dict[int, np.ndarray] = {}
+        self._never = np.zeros(num_envs, dtype=bool)
+        self._env = ProcgenGym3Env(
+            num=num_envs,
+            env_name=game_of(config.name),
+            distribution_mode=config.distribution_mode,
+            num_levels=config.num_levels,
+            start_level=config.start_level,
+            rand_seed=seed % 2**31,  # without it Procgen takes the system's randomness
+            num_threads=num_threads,
+        )
+
+    def reset(self) -> np.ndarray:
+        return self._env.observe()[1]["rgb"]
+
+    def step(self, actions: np.ndarray) -> Step:
+        self._env.act(actions)
+        # `first` marks the first frame of an episode: the action just taken ended the last one.
+        rewards, obs, first = self._env.observe()
+        return Step(obs["rgb"], rewards, first, self._never, self._no_final_obs)
+
+    def get_state(self) -> Sequence[bytes]:
+        return self._env.get_state()
+
+    def set_state(self, states: Sequence[bytes]) -> None:
+        self._env.set_state(list(states))
+
+    def close(self) -> None:
+        if self._env is not None:
+            self._env.close()
+            self._env = None
+
+
+def _silence_gym_notice() -> None:
+    """Procgen imports gym, which prints a notice on import; gym is not used for anything here."""
+    try:
+        import gym_notices.notices
+    except ImportError:
+        return
+    gym_notices.notices.notices.clear()

@@ -1,0 +1,48 @@
+"""Ctrl+C and SIGTERM: the first one asks, the second one insists.
+
+Imports nothing heavy: it is in place before torch is loaded, so that a signal during start-up is
+answered too.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from types import FrameType
+
+EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
+
+
+class Interrupted(BaseException):
+    """Raised where there is nothing to save or the user will not wait. Carries the signal."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signal.Signals(signum).name)
+        self.exit_code = EXIT_CODES[signal.Signals(signum)]
+
+
+class SignalGuard:
+    """Turns the first signal into a wish to stop once `graceful` is set, else into an exception."""
+
+    def __init__(self) -> None:
+        self.graceful = False
+        self.received: int | None = None
+
+    def install(self) -> None:
+        for signum in EXIT_CODES:
+            signal.signal(signum, self._handle)
+
+    def requested(self) -> bool:
+        return self.received is not None
+
+    @property
+    def exit_code(self) -> int:
+        return EXIT_CODES[signal.Signals(self.received)] if self.received is not None else 0
+
+    def _handle(self, signum: int, frame: FrameType | None) -> None:
+        if not self.graceful or self.requested():
+            raise Interrupted(self.received or signum)
+        self.received = signum
+        name = signal.Signals(signum).name
+        sys.stderr.write(f"\n{name}: finishing this update, then saving; once more to quit now\n")
+        sys.stderr.flush()

@@ -1,0 +1,303 @@
+"""Networks: encoders, heads, ActorCritic. The only place that scales pixels or picks a dtype.
+
+Weights are float32 masters; each layer casts them to the network's compute dtype (bfloat16 or
+float32) on the way in, so the same modules serve the learner (gradients arrive in float32) and
+the acting copies, whose weights are cast once. Logits and values are always computed in float32.
+Frames are height × width × channel uint8 as the environment gives them, which is already the
+channels-last order that the fast convolutions want.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping
+
+import gymnasium
+import numpy as np
+import torch
+import torch.nn.functional as F
+from gymnasium.spaces import Box, Discrete
+from torch import nn
+
+from rl_bench.errors import ConfigError
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+class Conv(nn.Conv2d):
+    """A convolution that computes in the dtype of its input."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        assert self.bias is not None
+        return F.conv2d(
+            x, self.weight.to(x.dtype), self.bias.to(x.dtype), self.stride, self.padding
+        )
+
+
+class PixelConv(Conv):
+    """The first layer: takes uint8 frames [N, H, W, C] and computes on pixels in [0, 1].
+
+    Bytes are exact in bfloat16, so the division by 255 is folded into the few weights instead of
+    being done to every pixel.
+    """
+
+    def forward_pixels(self, frames: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        assert self.bias is not None
+        x = frames.permute(0, 3, 1, 2).to(dtype)
+        weight = self.weight.float() / 255.0 if frames.dtype == torch.uint8 else self.weight
+        return F.conv2d(x, weight.to(dtype), self.bias.to(dtype), self.stride, self.padding)
+
+
+class Dense(nn.Linear):
+    """A linear layer that computes in the dtype of its input."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.linear(x, self.weight.to(x.dtype), self.bias.to(x.dtype))
+
+
+def flatten_channels_last(x: torch.Tensor) -> torch.Tensor:
+    """[N, C, H, W] in channels-last memory → [N, H·W·C] without a copy."""
+    return x.permute(0, 2, 3, 1).flatten(1)
+
+
+class NatureEncoder(nn.Module):
+    """Three strided convolutions (32, 64, 64 filters) and a dense layer.
+
+    Source: Mnih et al. 2015, "Human-level control through deep reinforcement learning", methods.
+    """
+
+    default_hidden_size = 512
+    minimum_side = 36
+
+    def __init__(self, frame_shape: tuple[int, ...], hidden_size: int) -> None:
+        super().__init__()
+        height, width, channels = frame_shape
+        self.conv1 = PixelConv(channels, 32, 8, stride=4)
+        self.conv2 = Conv(32, 64, 4, stride=2)
+        self.conv3 = Conv(64, 64, 3, stride=1)
+        side = [(((n - 8) // 4 + 1) - 4) // 2 + 1 - 2 for n in (height, width)]
+        self.dense = Dense(64 * side[0] * side[1], hidden_size)
+
+    def forward(self, frames: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        x = F.relu(self.conv1.forward_pixels(frames, dtype))
+        x = F.relu(self.conv2(x))
+        x = F.relu(self.conv3(x))
+        return F.relu(self.dense(flatten_channels_last(x)))
+
+
+class ResidualBlock(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv1 = Conv(channels, channels, 3, padding=1)
+        self.conv2 = Conv(channels, channels, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.conv2(F.relu(self.conv1(F.relu(x))))
+
+
+class ImpalaEncoder(nn.Module):
+    """Three stages (16, 32, 32 filters) of convolution, max-pool and two residual blocks.
+
+    Source: Espeholt et al. 2018 (arXiv 1802.01561), figure 3 right, without the LSTM, as in the
+    Procgen paper.
+    """
+
+    default_hidden_size = 256
+    minimum_side = 8
+
+    def __init__(self, frame_shape: tuple[int, ...], hidden_size: int) -> None:
+        super().__init__()
+        height, width, channels = frame_shape
+        self.convs = nn.ModuleList(
+            [PixelConv(channels, 16, 3, padding=1)]
+            + [Conv(16, 32, 3, padding=1), Conv(32, 32, 3, padding=1)]
+        )
+        self.blocks = nn.ModuleList(
+            nn.Sequential(ResidualBlock(c), ResidualBlock(c)) for c in (16, 32, 32)
+        )
+        for _ in self.convs:
+            height, width = (height + 1) // 2, (width + 1) // 2
+        self.dense = Dense(32 * height * width, hidden_size)
+
+    def forward(self, frames: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        x = frames
+        for stage, (conv, blocks) in enumerate(zip(self.convs, self.blocks, strict=True)):
+            x = conv.forward_pixels(x, dtype) if stage == 0 else conv(x)
+            x = blocks(F.max_pool2d(x, 3, stride=2, padding=1))
+        return F.relu(self.dense(flatten_channels_last(F.relu(x))))
+
+
+class MlpEncoder(nn.Module):
+    """Two tanh layers for vectors and for one-hot Discrete observations."""
+
+    default_hidden_size = 64
+
+    def __init__(self, size: int, hidden_size: int) -> None:
+        super().__init__()
+        self.dense1 = Dense(size, hidden_size)
+        self.dense2 = Dense(hidden_size, hidden_size)
+
+    def forward(self, vectors: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        x = vectors.flatten(1).to(dtype)
+        return torch.tanh(self.dense2(torch.tanh(self.dense1(x))))
+
+
+class CategoricalHead(nn.Module):
+    """A policy over A discrete actions; its parameters are normalised log-probabilities [N, A]."""
+
+    def __init__(self, features: int, num_actions: int) -> None:
+        super().__init__()
+        self.num_actions = num_actions
+        self.dense = Dense(features, num_actions)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        return F.log_softmax(self.dense(features), dim=-1)
+
+    def draw_noise(self, shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
+        """Gumbel noise [*shape, A] for a whole rollout at once: one call instead of T."""
+        noise = torch.empty((*shape, self.num_actions)).exponential_(generator=generator)
+        return -noise.log()
+
+    def sample(self, policy: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        """Gumbel-max sampling: argmax(log p + Gumbel) is distributed as p. Returns int64 [N]."""
+        return (policy + noise).argmax(dim=-1)
+
+    def mode(self, policy: torch.Tensor) -> torch.Tensor:
+        return policy.argmax(dim=-1)
+
+    def log_prob(self, policy: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
+        return policy.gather(-1, actions.unsqueeze(-1)).squeeze(-1)
+
+    def entropy(self, policy: torch.Tensor) -> torch.Tensor:
+        return -(policy.exp() * policy).sum(dim=-1)
+
+
+class GaussianHead(nn.Module):
+    """A diagonal Gaussian over D continuous actions with a state-independent spread.
+
+    Its parameters are means and log standard deviations, [N, 2D]. Samples are not bounded: the
+    environment adapter clips them, the log-probability is that of the unclipped action.
+    """
+
+    def __init__(self, features: int, size: int) -> None:
+        super().__init__()
+        self.size = size
+        self.dense = Dense(features, size)
+        self.log_std = nn.Parameter(torch.zeros(size))
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        means = self.dense(features)
+        return torch.cat([means, self.log_std.expand_as(means)], dim=-1)
+
+    def draw_noise(self, shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
+        return torch.randn((*shape, self.size), generator=generator)
+
+    def sample(self, policy: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        means, log_stds = policy.chunk(2, dim=-1)
+        return means + log_stds.exp() * noise
+
+    def mode(self, policy: torch.Tensor) -> torch.Tensor:
+        return policy.chunk(2, dim=-1)[0]
+
+    def log_prob(self, policy: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
+        means, log_stds = policy.chunk(2, dim=-1)
+        z = (actions - means) * (-log_stds).exp()
+        return (-0.5 * z.square() - log_stds - 0.5 * math.log(2 * math.pi)).sum(dim=-1)
+
+    def entropy(self, policy: torch.Tensor) -> torch.Tensor:
+        log_stds = policy.chunk(2, dim=-1)[1]
+        return (log_stds + 0.5 * math.log(2 * math.pi * math.e)).sum(dim=-1)
+
+
+class ActorCritic(nn.Module):
+    """Policy and value of an observation; images share one encoder, vectors have one each.
+
+    Spaces choose the network: image → `nature` or `impala`, vector → MLP; Discrete → categorical,
+    Box → diagonal Gaussian.
+    Raises: ConfigError for spaces it has no network for.
+    """
+
+    def __init__(
+        self,
+        observation_space: gymnasium.Space,
+        action_space: gymnasium.Space,
+        *,
+        encoder: str = "nature",
+        hidden_size: int | None = None,
+        precision: str = "fp32",
+    ) -> None:
+        super().__init__()
+        self.dtype = DTYPES[precision]
+        self.encoder = make_encoder(observation_space, encoder, hidden_size)
+        shared = not isinstance(self.encoder, MlpEncoder)
+        # On vectors the value's large gradients would swamp a shared two-layer encoder.
+        self.value_encoder = (
+            None if shared else make_encoder(observation_space, encoder, hidden_size)
+        )
+        features = _last_layer_size(self.encoder)
+        self.head: CategoricalHead | GaussianHead
+        if isinstance(action_space, Discrete):
+            self.head = CategoricalHead(features, int(action_space.n))
+        elif isinstance(action_space, Box) and len(action_space.shape) == 1:
+            self.head = GaussianHead(features, action_space.shape[0])
+        else:
+            raise ConfigError(
+                f"actions of the kind {action_space} have no policy here: "
+                "Discrete and one-dimensional Box are supported"
+            )
+        self.value = Dense(features, 1)
+        self._initialise()
+        self.to(memory_format=torch.channels_last)
+
+    def forward(self, obs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Policy parameters [N, …] and values [N], float32, for observations [N, *]."""
+        features = self.encoder(obs, self.dtype).float()
+        value_features = (
+            features if self.value_encoder is None else self.value_encoder(obs, self.dtype).float()
+        )
+        return self.head(features), self.value(value_features).squeeze(-1)
+
+    def acting_copy(self) -> ActorCritic:
+        """A copy for inference: encoders cast once to the compute dtype, no gradients."""
+        policy = copy.deepcopy(self).requires_grad_(False)
+        policy.encoder.to(self.dtype)
+        if policy.value_encoder is not None:
+            policy.value_encoder.to(self.dtype)
+        return policy.eval()
+
+    def load_weights(self, weights: Mapping[str, torch.Tensor]) -> None:
+        """Take published weights in place, cast to this copy's dtypes."""
+        with torch.no_grad():
+            for name, tensor in self.state_dict().items():
+                tensor.copy_(weights[name])
+
+    def _initialise(self) -> None:
+        """Orthogonal everywhere: gain √2 in encoders, 0.01 for the policy, 1 for the value."""
+        for module in self.modules():
+            if isinstance(module, (nn.Conv2d, nn.Linear)):
+                nn.init.orthogonal_(module.weight, math.sqrt(2))
+                assert module.bias is not None
+                nn.init.zeros_(module.bias)
+        nn.init.orthogonal_(self.head.dense.weight, 0.01)
+        nn.init.orthogonal_(self.value.weight, 1.0)
+
+
+def make_encoder(space: gymnasium.Space, encoder: str, hidden_size: int | None) -> nn.Module:
+    """The encoder that fits an observation space. Raises: ConfigError."""
+    if not isinstance(space, Box) or not np.issubdtype(space.dtype, np.number):
+        raise ConfigError(f"observations of the kind {space} have no network here: Box is supported")
+    if len(space.shape) == 3:
+        kind = {"nature": NatureEncoder, "impala": ImpalaEncoder}[encoder]
+        if min(space.shape[:2]) < kind.minimum_side:
+            raise ConfigError(
+                f"frames of {space.shape[0]} × {space.shape[1]} are too small for the {encoder} "
+                f"encoder: it needs at least {kind.minimum_side} pixels a side"
+            )
+        return kind(space.shape, hidden_size or kind.default_hidden_size)
+    return MlpEncoder(int(np.prod(space.shape)), hidden_size or MlpEncoder.default_hidden_size)
+
+
+def _last_layer_size(encoder: nn.Module) -> int:
+    layers = [m for m in encoder.modules() if isinstance(m, nn.Linear)]
+    return layers[-1].out_features

@@ -1,0 +1,1 @@
+"""Where trajectories come from. Knows networks and environments, not algorithms."""

@@ -1,0 +1,64 @@
+"""Rollouts in this process, taking turns with the learner."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from rl_bench.rollout.worker import RolloutWorker
+from rl_bench.types import EpisodeStats, Trajectory
+
+
+class SequentialSource:
+    """Workers one after the other, worker i in column block i.
+
+    The sequential baseline is one worker with all environments; several prove that parallel
+    rollouts are the same.
+    """
+
+    def __init__(self, workers: list[RolloutWorker]) -> None:
+        self.workers = workers
+        env = workers[0].env
+        num_envs = sum(worker.env.num_envs for worker in workers)
+        self.trajectory = Trajectory.allocate(
+            workers[0].n_steps, num_envs, env.observation_space, env.action_space
+        )
+        stops = torch.tensor([w.env.num_envs for w in workers]).cumsum(0).tolist()
+        self.blocks = [
+            self.trajectory.columns(stop - w.env.num_envs, stop)
+            for w, stop in zip(workers, stops, strict=True)
+        ]
+
+    def next_batch(self) -> Trajectory:
+        self.trajectory.episodes = EpisodeStats()
+        for worker, block in zip(self.workers, self.blocks, strict=True):
+            self.trajectory.episodes.extend(worker.collect(block))
+        return self.trajectory
+
+    def publish(self, weights: Mapping[str, torch.Tensor], *, version: int) -> None:
+        for worker in self.workers:
+            worker.policy.load_weights(weights)
+            worker.version = version
+
+    def unfinished_episodes(self) -> int:
+        return sum(int((worker.episode_lengths > 0).sum()) for worker in self.workers)
+
+    def timings(self) -> dict[str, float]:
+        count = len(self.workers)
+        return {
+            "simulation": sum(w.simulation_seconds for w in self.workers) / count,
+            "inference": sum(w.inference_seconds for w in self.workers) / count,
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"workers": [worker.state_dict() for worker in self.workers]}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        for worker, saved in zip(self.workers, state["workers"], strict=True):
+            worker.load_state_dict(saved)
+
+    def close(self) -> None:
+        for worker in self.workers:
+            worker.env.close()

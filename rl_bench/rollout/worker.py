@@ -1,0 +1,147 @@
+"""One worker: environments and a policy in, trajectories out. Runs the same in any process."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from rl_bench.envs import Step, VectorEnv
+from rl_bench.errors import RlBenchError, TrainingError, WorkerError
+from rl_bench.nets import ActorCritic
+from rl_bench.types import EpisodeStats, Trajectory
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class WorkerSeeds:
+    """Independent seeds of worker `index`, so that no two workers see the same levels."""
+
+    env: int
+    sampling: int
+
+    @classmethod
+    def of(cls, seed: int, index: int) -> WorkerSeeds:
+        env, sampling = np.random.SeedSequence([seed, index]).generate_state(2)
+        return cls(int(env), int(sampling))
+
+
+class RolloutWorker:
+    """Steps B environments with an acting copy of the policy.
+
+    Raises: WorkerError when an environment raises; TrainingError on observations that are not
+    finite.
+    """
+
+    def __init__(self, env: VectorEnv, policy: ActorCritic, *, n_steps: int, seed: int) -> None:
+        self.env = env
+        self.policy = policy
+        self.n_steps = n_steps
+        self.version = 0
+        self.generator = torch.Generator().manual_seed(seed)
+        self.obs = env.reset()
+        self.episode_returns = np.zeros(env.num_envs)
+        self.episode_lengths = np.zeros(env.num_envs, dtype=np.int64)
+        self.simulation_seconds = self.inference_seconds = 0.0
+
+    @torch.inference_mode()
+    def collect(self, out: Trajectory) -> EpisodeStats:
+        """Fill `out` in place with the next T steps; returns the episodes that finished."""
+        episodes = EpisodeStats()
+        noise = self.policy.head.draw_noise((self.n_steps, self.env.num_envs), self.generator)
+        out.final_values.zero_()
+        out.policy_version.fill_(self.version)
+        obs_rows = out.obs.numpy()
+        obs_rows[0] = self.obs
+        for t in range(self.n_steps):
+            actions = self._act(out, t, noise[t])
+            step = self._step(actions)
+            obs_rows[t + 1] = step.obs
+            self._record(out, t, step, episodes)
+        self.obs = obs_rows[-1].copy()
+        self._require_finite(out)
+        out.behaviour_values[-1] = self.policy(out.obs[-1])[1]
+        return episodes
+
+    def _act(self, out: Trajectory, t: int, noise: torch.Tensor) -> np.ndarray:
+        started = time.perf_counter()
+        policy, values = self.policy(out.obs[t])
+        actions = self.policy.head.sample(policy, noise)
+        out.actions[t] = actions
+        out.behaviour_log_probs[t] = self.policy.head.log_prob(policy, actions)
+        out.behaviour_values[t] = values
+        self.inference_seconds += time.perf_counter() - started
+        return actions.numpy()
+
+    def _step(self, actions: np.ndarray) -> Step:
+        started = time.perf_counter()
+        try:
+            step = self.env.step(actions)
+        except RlBenchError:
+            raise
+        except Exception as error:
+            raise WorkerError(
+                f"the environment raised {type(error).__name__}: {error}"
+            ) from error
+        self.simulation_seconds += time.perf_counter() - started
+        return step
+
+    def _record(self, out: Trajectory, t: int, step: Step, episodes: EpisodeStats) -> None:
+        out.rewards[t] = torch.from_numpy(step.rewards)
+        out.terminated[t] = torch.from_numpy(step.terminated)
+        out.truncated[t] = torch.from_numpy(step.truncated & ~step.terminated)
+        self.episode_returns += step.rewards
+        self.episode_lengths += 1
+        ended = step.terminated | step.truncated
+        if not ended.any():
+            return
+        for index, final_obs in step.final_obs.items():
+            value = self.policy(torch.from_numpy(final_obs).unsqueeze(0))[1]
+            out.final_values[t, index] = value[0]
+        episodes.returns += self.episode_returns[ended].tolist()
+        episodes.lengths += self.episode_lengths[ended].tolist()
+        self.episode_returns[ended] = 0.0
+        self.episode_lengths[ended] = 0
+
+    def _require_finite(self, out: Trajectory) -> None:
+        floats = [out.rewards] + ([out.obs] if out.obs.is_floating_point() else [])
+        if not all(bool(torch.isfinite(tensor).all()) for tensor in floats):
+            raise TrainingError(
+                f"update {self.version + 1}: the environment gave an observation or a reward "
+                "that is NaN or infinite; training stopped, the last checkpoint is good"
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        states = self.env.get_state()
+        return {
+            "env_states": None if states is None else [_to_tensor(state) for state in states],
+            "obs": torch.from_numpy(self.obs.copy()),
+            "episode_returns": torch.from_numpy(self.episode_returns.copy()),
+            "episode_lengths": torch.from_numpy(self.episode_lengths.copy()),
+            "generator": self.generator.get_state(),
+            "version": self.version,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.generator.set_state(state["generator"])
+        self.version = state["version"]
+        if state["env_states"] is None:
+            logger.warning(
+                "this environment gives no snapshots: its episodes start anew, "
+                "so the resumed run is not bit-exact"
+            )
+            return
+        self.env.set_state([s.numpy().tobytes() for s in state["env_states"]])
+        self.obs = state["obs"].numpy().copy()
+        self.episode_returns = state["episode_returns"].numpy().copy()
+        self.episode_lengths = state["episode_lengths"].numpy().copy()
+
+
+def _to_tensor(state: bytes) -> torch.Tensor:
+    return torch.from_numpy(np.frombuffer(state, dtype=np.uint8).copy())

@@ -1,0 +1,95 @@
+"""Files that are written whole or not at all, and the lock on a run's directory."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from rl_bench.errors import ConfigError, StorageError
+
+TEMPORARY_SUFFIX = ".partial"
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Temporary file, fsync, rename: a reader sees the old file or the new one, never half.
+
+    Raises: StorageError (disk full, read-only); what was there before is untouched.
+    """
+    temporary = path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        _sync_directory(path.parent)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise StorageError(
+            f"cannot write '{path}': {error.strerror}; free space or choose another directory, "
+            "then continue with --resume auto (earlier files are untouched)"
+        ) from error
+
+
+def _sync_directory(directory: Path) -> None:
+    """Make the rename itself durable."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_json(path: Path, document: Any) -> None:
+    """As `write_bytes`; NaN and infinity are refused (ValueError), for they are not JSON."""
+    text = json.dumps(document, indent=2, allow_nan=False)
+    write_bytes(path, (text + "\n").encode())
+
+
+def write_text(path: Path, text: str) -> None:
+    write_bytes(path, text.encode())
+
+
+def remove_leftovers(directory: Path) -> None:
+    """Delete temporary files that a killed process left behind. Call under the lock."""
+    for path in directory.glob(f"*{TEMPORARY_SUFFIX}"):
+        path.unlink(missing_ok=True)
+
+
+class DirectoryLock:
+    """Keeps a second process out of a run's directory.
+
+    The kernel drops the lock with the process that held it, however that ended, so a stale lock
+    file never blocks. Raises: ConfigError naming the holder's pid; StorageError.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.path = directory / ".lock"
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            self._file = open(self.path, "a+")  # noqa: SIM115 - held open for the whole run
+        except OSError as error:
+            raise StorageError(f"cannot write to '{directory}': {error.strerror}") from error
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self._file.seek(0)
+            pid = self._file.read().strip() or "unknown"
+            self._file.close()
+            raise ConfigError(
+                f"another process (pid {pid}) is writing to '{directory}'; "
+                "wait for it or choose another --output-dir"
+            ) from error
+        self._file.truncate(0)
+        self._file.write(str(os.getpid()))
+        self._file.flush()
+
+    def release(self) -> None:
+        """Idempotent. The file stays: removing it could split the lock between two files."""
+        if not self._file.closed:
+            self._file.truncate(0)
+            self._file.close()

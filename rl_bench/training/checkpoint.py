@@ -1,0 +1,156 @@
+"""Checkpoints: whole, checksummed, and never executed when loaded.
+
+A file is what `torch.save` wrote, followed by the SHA-256 of those bytes and a marker, so
+`torch.load` reads it as it is and a flipped bit or a cut end shows. Only tensors, numbers, strings
+and containers of them are saved; loading refuses anything else (`weights_only=True`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import logging
+import pickle
+import random
+import re
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from rl_bench import storage
+from rl_bench.errors import CheckpointError
+
+logger = logging.getLogger(__name__)
+
+FORMAT_VERSION = 1
+MARKER = b"rlbench1"
+DIGEST_SIZE = hashlib.sha256().digest_size
+
+
+def write(path: Path, state: Mapping[str, Any]) -> None:
+    """Write a checkpoint whole or not at all. Raises: StorageError."""
+    buffer = io.BytesIO()
+    torch.save({"format_version": FORMAT_VERSION, **state}, buffer)
+    data = buffer.getvalue()
+    storage.write_bytes(path, data + hashlib.sha256(data).digest() + MARKER)
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Read and verify a checkpoint.
+
+    Raises: CheckpointError when it is missing, damaged, malicious, or of another format.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"cannot read checkpoint '{path}': {error.strerror}") from error
+    footer = DIGEST_SIZE + len(MARKER)
+    if data[-len(MARKER) :] != MARKER:
+        raise CheckpointError(
+            f"'{path}' is not a whole rl_bench checkpoint (its end is missing or foreign)"
+        )
+    body, digest = data[:-footer], data[-footer : -len(MARKER)]
+    if hashlib.sha256(body).digest() != digest:
+        raise CheckpointError(f"checkpoint '{path}' is damaged: its checksum does not match")
+    try:
+        state = torch.load(io.BytesIO(body), weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, zipfile.BadZipFile) as error:
+        raise CheckpointError(
+            f"checkpoint '{path}' holds something other than data and was refused"
+        ) from error
+    if not isinstance(state, dict) or state.get("format_version") != FORMAT_VERSION:
+        found = state.get("format_version") if isinstance(state, dict) else "none"
+        raise CheckpointError(
+            f"checkpoint '{path}' has format version {found}; this rl_bench reads {FORMAT_VERSION}"
+        )
+    return state
+
+
+class CheckpointDirectory:
+    """The checkpoints `<stem>_step_<N>.pt` and `<stem>_final.pt` of one run."""
+
+    def __init__(self, directory: Path, stem: str, keep: int = 0) -> None:
+        self.directory, self.stem, self.keep = directory, stem, keep
+
+    @property
+    def final_path(self) -> Path:
+        return self.directory / f"{self.stem}_final.pt"
+
+    def step_path(self, timesteps: int) -> Path:
+        return self.directory / f"{self.stem}_step_{timesteps}.pt"
+
+    def steps(self) -> list[tuple[int, Path]]:
+        """(timesteps, path) of the step checkpoints, newest first."""
+        pattern = re.compile(rf"{re.escape(self.stem)}_step_(\d+)\.pt")
+        matches = [(pattern.fullmatch(p.name), p) for p in self.directory.glob("*.pt")]
+        return sorted(((int(m.group(1)), p) for m, p in matches if m), reverse=True)
+
+    def exists(self) -> bool:
+        return bool(self.steps()) or self.final_path.exists()
+
+    def write_step(self, timesteps: int, state: Mapping[str, Any]) -> Path:
+        """Write, then drop what is older than the newest `keep` (two at least stay)."""
+        path = self.step_path(timesteps)
+        write(path, state)
+        if self.keep:
+            for _, old in self.steps()[max(2, self.keep) :]:
+                old.unlink(missing_ok=True)
+        return path
+
+    def write_final(self, state: Mapping[str, Any]) -> Path:
+        write(self.final_path, state)
+        return self.final_path
+
+    def newest(self) -> tuple[Path, dict[str, Any]] | None:
+        """The newest checkpoint that is whole; None where there is no checkpoint at all.
+
+        Every damaged one on the way is named in a warning. Raises: CheckpointError when all are
+        damaged: a run is never silently begun anew.
+        """
+        paths = [path for _, path in self.steps()]
+        if self.final_path.exists():
+            paths.insert(0, self.final_path)
+        best: tuple[Path, dict[str, Any]] | None = None
+        for path in paths:
+            try:
+                state = read(path)
+            except CheckpointError as error:
+                logger.warning("%s; taking the one before it", error)
+                continue
+            if best is None or state["timesteps"] > best[1]["timesteps"]:
+                best = (path, state)
+            if path != self.final_path:
+                break  # steps come newest first; only the final one has to be compared
+        if best is None and paths:
+            raise CheckpointError(
+                f"no checkpoint in '{self.directory}' can be read; --overwrite starts anew"
+            )
+        return best
+
+    def remove_all(self) -> None:
+        for path in [*(p for _, p in self.steps()), self.final_path]:
+            path.unlink(missing_ok=True)
+
+
+def global_random_state() -> dict[str, Any]:
+    """The states of the process-wide generators, as plain data."""
+    name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
+    version, internal, gauss = random.getstate()
+    return {
+        "torch": torch.get_rng_state(),
+        "numpy": [str(name), torch.from_numpy(np.asarray(keys, dtype=np.int64)), position,
+                  has_gauss, cached],
+        "python": [version, list(internal), gauss],
+    }  # fmt: skip
+
+
+def restore_global_random_state(state: Mapping[str, Any]) -> None:
+    torch.set_rng_state(state["torch"])
+    name, keys, position, has_gauss, cached = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))

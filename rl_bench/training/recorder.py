@@ -1,0 +1,203 @@
+"""Records a run while it goes: counters, episodes, rows of metrics. The only writer of metrics.
+
+A row goes to `metrics.jsonl`, to TensorBoard and to the console under the same names, for update
+1 and for each `log_interval`-th update. docs/metrics.md defines every key.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch.utils.tensorboard import SummaryWriter
+
+from rl_bench.errors import StorageError
+from rl_bench.system import ResourceMonitor
+from rl_bench.training.episodes import EpisodeTracker
+from rl_bench.training.stopping import Stopwatch
+from rl_bench.types import Counters, Trajectory
+
+Row = dict[str, float | int | None]
+LEARNING_KEYS = ("policy_loss", "value_loss", "entropy")
+
+
+class ProgressReporter(Protocol):
+    """Shows a run while it goes."""
+
+    def tick(self, counters: Counters) -> None:
+        """Called after every update."""
+
+    def row(self, row: Row) -> None:
+        """Called with every row that is written."""
+
+
+class Recorder:
+    """Owns the counters and the series of a run.
+
+    Raises: StorageError when a row cannot be written.
+    """
+
+    def __init__(
+        self,
+        *,
+        log_dir: Path,
+        log_interval: int,
+        stopwatch: Stopwatch,
+        monitor: ResourceMonitor,
+        reporter: ProgressReporter,
+        counters: Counters,
+    ) -> None:
+        self.counters = counters
+        self.episodes = EpisodeTracker()
+        self.rows: list[Row] = []
+        self.marks: list[tuple[float, int]] = []  # (elapsed seconds, timesteps) per update
+        self.first_losses: dict[str, float | None] = dict.fromkeys(LEARNING_KEYS)
+        self.last_losses: dict[str, float | None] = dict.fromkeys(LEARNING_KEYS)
+        self.path = log_dir / "metrics.jsonl"
+        self._log_interval = log_interval
+        self._stopwatch, self._monitor, self._reporter = stopwatch, monitor, reporter
+        self._cpu_mark = (0.0, 0.0)
+        self._tensorboard: SummaryWriter | None = None
+
+    def open(self) -> None:
+        """Start writing; a resumed run drops the rows its checkpoint does not know of."""
+        self.rows = [r for r in read_rows(self.path)[0] if self._known(r)]
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            lines = "".join(json.dumps(row) + "\n" for row in self.rows)
+            self.path.write_text(lines, encoding="utf-8")
+            self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 - open all run
+            self._tensorboard = SummaryWriter(
+                str(self.path.parent), purge_step=self.counters.timesteps + 1, flush_secs=30
+            )
+        except OSError as error:
+            raise StorageError(f"cannot write to '{self.path.parent}': {error.strerror}") from error
+        self._cpu_mark = (self._stopwatch.elapsed(), self._monitor.cpu_seconds)
+
+    def _known(self, row: Row) -> bool:
+        return (row.get("time/updates") or 0) <= self.counters.updates
+
+    def record(self, trajectory: Trajectory, metrics: Mapping[str, float | None]) -> None:
+        """Take in one update and what was learned from it."""
+        self.counters.timesteps += trajectory.timesteps
+        self.counters.updates += 1
+        self.episodes.add(trajectory.episodes)
+        self.marks.append((self._stopwatch.elapsed(), self.counters.timesteps))
+        self._remember_losses(metrics)
+        self._reporter.tick(self.counters)
+        if self.counters.updates == 1 or self.counters.updates % self._log_interval == 0:
+            self._write(self._make_row(metrics))
+
+    def _remember_losses(self, metrics: Mapping[str, float | None]) -> None:
+        entropy_loss = metrics["train/entropy_loss"]
+        self.last_losses = {
+            "policy_loss": metrics["train/policy_loss"],
+            "value_loss": metrics["train/value_loss"],
+            "entropy": None if entropy_loss is None else -entropy_loss,
+        }
+        if self.counters.updates == 1:
+            self.first_losses = dict(self.last_losses)
+
+    def _make_row(self, metrics: Mapping[str, float | None]) -> Row:
+        elapsed, timesteps = self.marks[-1]
+        last = self.rows[-1] if self.rows else {"time/elapsed_time": 0.0, "time/total_timesteps": 0}
+        seconds = elapsed - float(last["time/elapsed_time"] or 0.0)
+        cpu = (elapsed, self._monitor.cpu_seconds)
+        row: Row = {
+            "time/fps": timesteps / elapsed,
+            "time/fps_recent": (timesteps - int(last["time/total_timesteps"] or 0)) / seconds,
+            "time/total_timesteps": timesteps,
+            "time/updates": self.counters.updates,
+            "time/elapsed_time": elapsed,
+            "rollout/ep_reward_mean": self.episodes.mean(),
+            "rollout/ep_reward_std": self.episodes.std(),
+            "rollout/ep_length_mean": self.episodes.length_mean(),
+            "rollout/episodes": self.episodes.count,
+            **metrics,
+            "system/memory_gb": self._monitor.memory_gb,
+            "system/peak_memory_gb": self._monitor.peak_memory_gb,
+            "system/cpu_percent": 100.0 * (cpu[1] - self._cpu_mark[1]) / (cpu[0] - self._cpu_mark[0]),
+        }
+        self._cpu_mark = cpu
+        return {name: _finite(value) for name, value in row.items()}
+
+    def _write(self, row: Row) -> None:
+        self.rows.append(row)
+        try:
+            self._file.write(json.dumps(row, allow_nan=False) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise StorageError(f"cannot write '{self.path}': {error.strerror}") from error
+        assert self._tensorboard is not None
+        for name, value in row.items():
+            if value is not None:
+                self._tensorboard.add_scalar(name, value, int(row["time/total_timesteps"] or 0))
+        self._reporter.row(row)
+
+    def series(self) -> dict[str, list[float | int | None]]:
+        """The logged rows as one array per key, for plotting."""
+        names = list(dict.fromkeys(name for row in self.rows for name in row))
+        return {name: [row.get(name) for row in self.rows] for name in names}
+
+    def final_fps(self) -> float | None:
+        """Timesteps per second over the last tenth of the window (whole updates)."""
+        if not self.marks:
+            return None
+        end_seconds, end_timesteps = self.marks[-1]
+        opened = [m for m in [(0.0, 0), *self.marks[:-1]] if m[0] <= 0.9 * end_seconds][-1]
+        return (end_timesteps - opened[1]) / (end_seconds - opened[0])
+
+    def close(self) -> None:
+        """Idempotent."""
+        if self._tensorboard is not None:
+            self._file.close()
+            self._tensorboard.close()
+            self._tensorboard = None
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "counters": vars(self.counters).copy(),
+            "episodes": self.episodes.state_dict(),
+            "marks": torch.tensor(self.marks, dtype=torch.float64),
+            "first_losses": self.first_losses,
+            "last_losses": self.last_losses,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        vars(self.counters).update(state["counters"])
+        self.episodes.load_state_dict(state["episodes"])
+        self.marks = [(seconds, int(steps)) for seconds, steps in state["marks"].tolist()]
+        self.first_losses = dict(state["first_losses"])
+        self.last_losses = dict(state["last_losses"])
+
+
+def read_rows(path: Path) -> tuple[list[Row], int]:
+    """The rows of a `metrics.jsonl` and how many lines were skipped.
+
+    Half a line at the end of a killed run and repeated steps are skipped and counted; of a
+    repeated step the last row counts.
+    """
+    rows: dict[int, Row] = {}
+    skipped = 0
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except FileNotFoundError:
+        return [], 0
+    for line in lines:
+        try:
+            row = json.loads(line)
+            step = int(row["time/total_timesteps"])
+        except (ValueError, KeyError, TypeError):
+            skipped += 1
+            continue
+        skipped += step in rows
+        rows[step] = row
+    return [rows[step] for step in sorted(rows)], skipped
+
+
+def _finite(value: float | int | None) -> float | int | None:
+    return value if value is not None and math.isfinite(value) else None

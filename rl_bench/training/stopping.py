@@ -1,0 +1,102 @@
+"""When to stop, and the clock it is measured on. The only place where timed runs differ."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+from rl_bench.types import Counters
+
+SECONDS_PER_HOUR = 3600.0
+PHASES = ("collect", "update", "publish", "record", "checkpoint")
+
+
+class Stopwatch:
+    """The measured window: opens at `start`, and shares itself out over named phases.
+
+    `clock` is monotonic, in seconds; it is injected so that tests need not sleep. Every lap is
+    charged to one phase, so the phases add up to the elapsed time by construction.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._opened = self._last_lap = clock()
+        self._earlier = 0.0
+        self.phases = dict.fromkeys(PHASES, 0.0)
+
+    def start(self) -> None:
+        self._opened = self._last_lap = self._clock()
+
+    def lap(self, phase: str) -> None:
+        """Charge the time since the last lap to `phase`."""
+        now = self._clock()
+        self.phases[phase] += now - self._last_lap
+        self._last_lap = now
+
+    def elapsed(self) -> float:
+        """Seconds in the window until now, earlier sessions of a resumed run included."""
+        return self._earlier + self._clock() - self._opened
+
+    def elapsed_at_last_lap(self) -> float:
+        """Seconds until the last lap: what the phases add up to."""
+        return self._earlier + self._last_lap - self._opened
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"elapsed": self.elapsed_at_last_lap(), "phases": dict(self.phases)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._earlier = state["elapsed"]
+        self.phases = dict(state["phases"])
+
+
+class Limit(Protocol):
+    """A budget. `kind` and `unit` name it; `limit` and `reached` are in that unit."""
+
+    kind: str
+    unit: str
+    limit: float
+
+    def reached(self) -> float:
+        """How much is spent."""
+
+
+class TimestepLimit:
+    """Environment steps over all environments."""
+
+    kind, unit = "timesteps", "timesteps"
+
+    def __init__(self, counters: Counters, total: int) -> None:
+        self.counters, self.limit = counters, float(total)
+
+    def reached(self) -> float:
+        return float(self.counters.timesteps)
+
+
+class WallClockLimit:
+    """Seconds of the measured window."""
+
+    kind, unit = "wall_clock", "seconds"
+
+    def __init__(self, stopwatch: Stopwatch, hours: float) -> None:
+        self.stopwatch, self.limit = stopwatch, hours * SECONDS_PER_HOUR
+
+    def reached(self) -> float:
+        return self.stopwatch.elapsed()
+
+
+class Stop:
+    """Stops when the limit is reached or the user asked for it, between two updates."""
+
+    def __init__(self, limit: Limit, interrupted: Callable[[], bool]) -> None:
+        self.limit, self.interrupted = limit, interrupted
+
+    def done(self) -> bool:
+        return self.interrupted() or self.completed()
+
+    def completed(self) -> bool:
+        return self.limit.reached() >= self.limit.limit
+
+    def progress(self) -> float:
+        """Share of the budget spent, in [0, 1]; drives the schedules."""
+        return min(1.0, self.limit.reached() / self.limit.limit)
