@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import difflib
 import logging
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -21,7 +20,6 @@ from rl_bench.benchmark.mode import Mode
 from rl_bench.config_files import (
     Layer,
     layer_from_flags,
-    layer_from_sections,
     load_yaml,
     schema,
 )
@@ -156,9 +154,6 @@ def settle_output(merged: dict[str, Any], layers: Sequence[Layer], mode: Mode) -
     Flags for single folders still win: whoever types them means them.
     """
     flags = layers[-1].values
-    if mode.timed and not merged.get("logging.output_dir"):
-        stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-        merged["logging.output_dir"] = f"benchmarks/{mode.stem}_{stamp}"
     if mode.timed or "logging.output_dir" in flags:
         for name in ("logging.checkpoint_dir", "logging.log_dir"):
             merged[name] = flags.get(name)
@@ -169,7 +164,7 @@ def train(algorithm: str, rollouts: str, stop: str, argv: Sequence[str] | None =
     """Entry point of the training scripts; returns the exit code.
 
     0 success; 2 a user's mistake, with one line on stderr; 130 after Ctrl+C; 143 after SIGTERM;
-    1 any other failure.
+    1 any other failure, with one line on stderr and the traceback in the run's run.log.
     """
     started = time.perf_counter()
     mode = Mode(algorithm, rollouts, stop)
@@ -191,22 +186,20 @@ def train(algorithm: str, rollouts: str, stop: str, argv: Sequence[str] | None =
             file=sys.stderr,
         )
         return 1
-    except Exception as error:  # noqa: BLE001 - the last line of defence; traceback is in run.log
-        print(f"error: unexpected {type(error).__name__}: {error}", file=sys.stderr)
-        logger.debug("unexpected error", exc_info=True)
-        if not any(isinstance(h, logging.FileHandler) for h in logger.handlers):
-            raise
-        return 1
 
 
 def _train(mode: Mode, guard: SignalGuard, argv: list[str], started: float) -> int:
     parser = training_parser(mode)
     arguments, settings = parse_settings(parser, mode, argv)
-    if arguments.resume and mode.timed and not _names_output(settings, argv):
+    if arguments.resume and mode.timed and not settings.values.get("logging.output_dir"):
         raise ConfigError("--resume: name the run to continue with --output-dir DIR")
+    if mode.timed and not settings.values.get("logging.output_dir"):
+        stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+        directory = f"benchmarks/{mode.stem}_{stamp}"
+        settings = Layer(settings.source, {**settings.values, "logging.output_dir": directory})
     from rl_bench.benchmark import run  # torch and all that, after the cheap checks
 
-    command = f"python {Path(sys.argv[0]).name} --config {'<this file>'} --output-dir <directory>"
+    command = f"python {Path(sys.argv[0]).name} --config <this file> --output-dir <directory>"
     return run.run(
         run.Request(
             mode=mode,
@@ -220,18 +213,10 @@ def _train(mode: Mode, guard: SignalGuard, argv: list[str], started: float) -> i
     )
 
 
-def _names_output(settings: Layer, argv: Sequence[str]) -> bool:
-    return any(argument.startswith("--output-dir") for argument in argv) or os.path.isdir(
-        str(settings.values["logging.output_dir"])
-    )
-
-
 def _log_to_stderr() -> None:
+    logging.raiseExceptions = False  # a full disk must not turn the run's log into noise
     logger.setLevel(logging.DEBUG)
     handler = logging.StreamHandler()
     handler.setLevel(logging.WARNING)
     handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
     logger.addHandler(handler)
-
-
-__all__ = ["layer_from_sections", "train"]

@@ -102,14 +102,19 @@ def _insert(values: dict[str, Any], name: str, raw: Any, source: str) -> None:
 
 
 def _nearest(name: Any, candidates: Iterable[str]) -> str:
-    """The closest known name, or what the section knows where none is close."""
-    candidates = list(candidates)
-    close = difflib.get_close_matches(str(name), candidates, n=1, cutoff=0.75)
-    if close:
-        return f"; did you mean '{close[0]}'?"
-    section = str(name).split(".")[0]
-    siblings = [c for c in candidates if c.startswith(f"{section}.")] or candidates
-    return f"; known: {', '.join(sorted(siblings))}"
+    """The closest known name, or what the section knows where none is close.
+
+    Dotted names are compared by their keys, first within their section.
+    """
+    section, dot, key = str(name).rpartition(".")
+    candidates = sorted(candidates)
+    siblings = [c for c in candidates if c.startswith(f"{section}.")] if dot else candidates
+    for group, cutoff in ((siblings, 0.6), (candidates, 0.8)):
+        by_key = {c.rpartition(".")[2]: c for c in group}
+        close = difflib.get_close_matches(key, by_key, n=1, cutoff=cutoff)
+        if close:
+            return f"; did you mean '{by_key[close[0]]}'?"
+    return f"; known: {', '.join(siblings or candidates)}"
 
 
 def build_config(*layers: Layer) -> Config:

@@ -22,19 +22,20 @@ def clip_and_step(
 
     Raises: TrainingError when loss or gradient is not finite, before the weights change.
     """
-    if not torch.isfinite(loss):
-        raise TrainingError(
-            f"update {update}: the loss is {loss.item()}; training stopped before the weights "
-            "changed. Try a lower --learning-rate; --resume continues from the last checkpoint"
-        )
+    require_finite(loss, what="the loss", update=update)
     optimiser.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
     parameters = [p for group in optimiser.param_groups for p in group["params"]]
     norm = torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm, foreach=True)
-    if not torch.isfinite(norm):
-        raise TrainingError(
-            f"update {update}: the gradient is not finite; training stopped before the weights "
-            "changed. Try a lower --learning-rate; --resume continues from the last checkpoint"
-        )
+    require_finite(norm, what="the gradient", update=update)
     optimiser.step()
     return norm.item()
+
+
+def require_finite(tensor: torch.Tensor, *, what: str, update: int) -> None:
+    """Raises: TrainingError, naming the update, on NaN or infinity."""
+    if not torch.isfinite(tensor).all():
+        raise TrainingError(
+            f"update {update}: {what} is NaN or infinite; training stopped, the last checkpoint "
+            "is good. Try a lower --learning-rate with --resume auto"
+        )

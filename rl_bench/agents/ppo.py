@@ -8,7 +8,11 @@ from typing import Any
 
 import torch
 
-from rl_bench.agents.optimisation import clip_and_step, scheduled_learning_rate
+from rl_bench.agents.optimisation import (
+    clip_and_step,
+    require_finite,
+    scheduled_learning_rate,
+)
 from rl_bench.agents.reward_scaling import RewardScaler
 from rl_bench.config import TrainingConfig
 from rl_bench.nets import ActorCritic
@@ -61,6 +65,7 @@ class PPO:
             group["lr"] = learning_rate
         self.updates += 1
         batch = self._prepare(trajectory)
+        require_finite(batch.returns, what="a return", update=self.updates)
         sums: dict[str, float] = {}
         minibatches = 0
         for index in self._minibatches(len(batch.returns)):

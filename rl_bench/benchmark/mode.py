@@ -76,6 +76,11 @@ class RunPaths:
     def metrics_rows(self) -> Path:
         return self.logs / "metrics.jsonl"
 
+    def roots(self) -> list[Path]:
+        """The directories to lock: one does for what lies inside another."""
+        directories = sorted({self.results, self.checkpoints})
+        return [d for d in directories if not any(o in d.parents for o in directories)]
+
     def files(self) -> list[Path]:
         """What a run writes apart from its checkpoints and TensorBoard's events."""
         return [

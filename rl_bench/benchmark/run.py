@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections.abc import Callable
@@ -16,7 +17,8 @@ from rl_bench.benchmark.mode import Mode, RunPaths
 from rl_bench.benchmark.session import Checkpointed
 from rl_bench.config import Config
 from rl_bench.config_files import Layer, build_config, to_yaml
-from rl_bench.interrupts import SignalGuard
+from rl_bench.errors import RlBenchError, StorageError, TrainingError
+from rl_bench.interrupts import Interrupted, SignalGuard
 from rl_bench.training import checkpoint
 from rl_bench.training.checkpoint import CheckpointDirectory
 from rl_bench.training.console import Console
@@ -54,7 +56,7 @@ def run(request: Request, guard: SignalGuard) -> int:
     else:
         config = session.resumed_config(found, request.settings, mode)
     config = resolve(config, mode)
-    locks = [storage.DirectoryLock(d) for d in sorted({paths.results, paths.checkpoints})]
+    locks = [storage.DirectoryLock(directory) for directory in paths.roots()]
     try:
         session.check_directory(
             paths, mode, resuming=found is not None, overwrite=request.overwrite
@@ -100,6 +102,7 @@ class Run:
         )
         self.stop = Stop(self.limit, guard.requested)
         self.parts: Parts | None = None
+        self.setup_seconds: float | None = None  # known once the window is open
 
     def _make_limit(self, counters: Counters) -> Limit:
         if self.mode.timed:
@@ -110,21 +113,29 @@ class Run:
         """Build, train, save, write. Returns 0, 130 or 143."""
         if self.found and self._restore_counters_and_is_finished():
             return 0
-        self._log_to_file()
-        self._banner()
+        handler = self._log_to_file()
         status, error = "failed", None
         try:
+            self._banner()
             self._prepare()
             self._train()
             status = "completed" if self.stop.completed() else "interrupted"
-        except BaseException as exception:
+        except Exception as exception:
             error = f"{type(exception).__name__}: {exception}"
-            status = "failed" if isinstance(exception, Exception) else "interrupted"
-            logger.debug("the run ended with an exception", exc_info=True)
+            logger.debug("the run failed", exc_info=True)
+            if isinstance(exception, RlBenchError):
+                raise
+            where = self.paths.logs / "run.log"
+            raise TrainingError(f"unexpected {error}; the traceback is in '{where}'") from exception
+        except Interrupted as exception:
+            status, error = "interrupted", str(exception)
             raise
         finally:
             self._finish(status, error)
-        return self.guard.exit_code
+            logging.getLogger("rl_bench").removeHandler(handler)
+            with contextlib.suppress(OSError):  # a full disk is reported by what filled it
+                handler.close()
+        return self.guard.exit_code if status == "interrupted" else 0
 
     def _restore_counters_and_is_finished(self) -> bool:
         assert self.found is not None
@@ -207,16 +218,21 @@ class Run:
         self.console.finish()
         self.monitor.stop()
         try:
-            if self.parts is not None and self.recorder.counters.updates:
+            if self.setup_seconds is not None:
                 document = self._write_results(status, error)
                 self.console.summary(document, str(self.paths.results))
+        except StorageError:
+            if status != "failed":
+                raise
+            # What made the run fail is what the user has to know; this is its echo.
+            logger.debug("the results could not be written either", exc_info=True)
         finally:
             self.recorder.close()
             if self.parts is not None:
                 self.parts.source.close()
 
     def _write_results(self, status: str, error: str | None) -> dict[str, Any]:
-        assert self.parts is not None
+        assert self.parts is not None and self.setup_seconds is not None
         measured = result.Measured(
             mode=self.mode,
             config=self.config,
@@ -258,9 +274,9 @@ class Run:
                 self.plan.usable_cores,
             )
 
-    def _log_to_file(self) -> None:
+    def _log_to_file(self) -> logging.Handler:
         self.paths.logs.mkdir(parents=True, exist_ok=True)
         handler = logging.FileHandler(self.paths.logs / "run.log", encoding="utf-8")
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         logging.getLogger("rl_bench").addHandler(handler)
-
+        return handler

@@ -6,6 +6,7 @@ A row goes to `metrics.jsonl`, to TensorBoard and to the console under the same 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from collections.abc import Mapping
@@ -152,10 +153,11 @@ class Recorder:
         return (end_timesteps - opened[1]) / (end_seconds - opened[0])
 
     def close(self) -> None:
-        """Idempotent."""
+        """Idempotent. What a full disk refuses here was reported when the row was written."""
         if self._tensorboard is not None:
-            self._file.close()
-            self._tensorboard.close()
+            for file in (self._file, self._tensorboard):
+                with contextlib.suppress(OSError):
+                    file.close()
             self._tensorboard = None
 
     def state_dict(self) -> dict[str, Any]:

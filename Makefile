@@ -1,0 +1,58 @@
+# Every target builds .venv itself when it is missing or the requirements changed.
+# Timed targets take DURATION (hours); all training targets take ARGS="…" for further flags.
+
+VENV     := .venv
+BIN      := $(VENV)/bin
+ARGS     ?=
+DURATION ?= 1.0
+# Python 3.10 to 3.12, whichever comes first; PYTHON=… chooses another.
+PYTHON   ?= $(shell for p in python3 python3.12 python3.11 python3.10 python; do \
+	$$p -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' \
+	>/dev/null 2>&1 && echo $$p && break; done)
+HOURS    := $(shell printf '%g' $(DURATION) 2>/dev/null)
+
+.DEFAULT_GOAL := help
+.PHONY: help install install-dev test check train train-timed tensorboard clean
+
+help:  ## show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
+	@echo; echo '  Timed targets take DURATION=hours; training targets take ARGS="--flag value …".'
+
+install: $(VENV)/.installed  ## set up .venv with what a run needs
+
+install-dev: $(VENV)/.installed-dev
+
+$(VENV)/bin/python:
+	@test -n "$(PYTHON)" || { echo "error: Python 3.10, 3.11 or 3.12 is needed and was not found; set PYTHON=/path/to/python" >&2; exit 2; }
+	@echo "Setting up $(VENV) with $$($(PYTHON) --version)"
+	@$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: requirements.txt | $(VENV)/bin/python
+	@echo "Installing requirements.txt (a minute or two)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+$(VENV)/.installed-dev: requirements-dev.txt $(VENV)/.installed
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@touch $@
+
+test: $(VENV)/.installed-dev  ## run the test suite
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(VENV)/.installed-dev  ## lint, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+train: $(VENV)/.installed  ## PPO, sequential, for a number of timesteps
+	$(BIN)/python train_ppo_sequential.py --config config/ppo_sequential.yaml $(ARGS)
+
+train-timed: $(VENV)/.installed  ## PPO, sequential, for DURATION hours (default 1.0)
+	$(BIN)/python train_timed.py --duration $(DURATION) --output-dir benchmarks/sequential_$(HOURS)h $(ARGS)
+
+tensorboard: $(VENV)/.installed  ## show logs/ and benchmarks/ in a browser (port 6006)
+	$(BIN)/tensorboard --logdir_spec logs:logs,benchmarks:benchmarks
+
+clean:  ## remove .venv and caches; results stay
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache
+	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +

@@ -1,0 +1,57 @@
+"""Imports point one way: config → envs, nets → rollout → training → benchmark → cli."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parents[2] / "rl_bench"
+# What each part may import of the package, beside itself.
+BASE = {"errors", "types", "config"}
+ALLOWED = {
+    "errors": set(),
+    "types": set(),
+    "config": {"errors"},
+    "config_files": {"errors", "config"},
+    "storage": {"errors"},
+    "interrupts": set(),
+    "system": set(),
+    "ops": set(),
+    "nets": {"errors"},
+    "envs": BASE,
+    "agents": BASE | {"ops", "nets"},
+    "rollout": BASE | {"envs", "nets"},
+    "training": BASE | {"agents", "rollout", "storage", "system"},
+    "benchmark": BASE
+    | {"config_files", "storage", "interrupts", "system", "envs", "nets", "agents", "rollout",
+       "training"},
+    "cli": {"errors", "config_files", "interrupts", "benchmark"},
+}  # fmt: skip
+
+
+def imports_of(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module == "rl_bench":
+            names = [f"rl_bench.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [node.module or ""]
+        else:
+            continue
+        yield from (name.split(".")[1] for name in names if name.startswith("rl_bench."))
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: p.stem)
+def test_no_import_points_upward(path):
+    part = path.relative_to(PACKAGE).with_suffix("").parts[0]
+    if part == "__init__":
+        return
+    assert part in ALLOWED, f"say in this test what '{part}' may know"
+    upward = set(imports_of(path)) - ALLOWED[part] - {part}
+    assert not upward, f"{path.name} must not know {upward}"
+
+
+def test_entry_scripts_only_choose():
+    for path in PACKAGE.parent.glob("train_*.py"):
+        assert len(path.read_text().splitlines()) <= 10, path.name

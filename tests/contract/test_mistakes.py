@@ -1,0 +1,87 @@
+"""A user's mistake: exit code 2, one line on stderr, nothing left behind."""
+
+import pytest
+
+from tests.conftest import SMALL
+
+SCRIPT = "train_ppo_sequential.py"
+MISTAKES = {
+    "unknown flag": (["--num-env", "3"], "did you mean --num-envs?"),
+    "unknown setting": (["--set", "training.gama=0.9"], "did you mean 'training.gamma'?"),
+    "set without value": (["--set", "training.gamma"], "expected section.key=value"),
+    "unknown game": (["--env", "procgen-coinrum-v0"], "procgen-coinrun-v0"),
+    "unknown id": (["--env", "NoSuchThing-v3"], "neither a Procgen game nor a Gymnasium id"),
+    "unsupported mode": (["--distribution-mode", "extreme"], "it has easy, hard"),
+    "level too high": (["--start-level", "2147483647"], "above the highest"),
+    "negative level": (["--num-levels", "-1"], "the least is 0"),
+    "wrong type": (["--num-envs", "many"], "expected a whole number"),
+    "zero": (["--num-envs", "0"], "the least is 1"),
+    "negative": (["--learning-rate", "-1"], "must be above 0"),
+    "indivisible batch": (["--batch-size", "1000"], "does not divide the rollout of 4096"),
+    "missing file": (["--config", "missing.yaml"], "cannot read 'missing.yaml'"),
+    "missing checkpoint": (["--resume", "missing.pt"], "cannot read checkpoint 'missing.pt'"),
+    "other device": (["--device", "cuda"], "not one of cpu"),
+    "both": (["--resume", "--overwrite"], "not allowed with"),
+    "value missing": (["--seed"], "expected one argument"),
+}
+
+
+@pytest.mark.parametrize("case", MISTAKES)
+def test_mistake(case, script):
+    args, message = MISTAKES[case]
+    done = script(SCRIPT, *args)
+    assert done.returncode == 2, done.stderr
+    lines = done.stderr.splitlines()
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith("error: ")
+    assert message in lines[0]
+    assert done.stdout == ""
+    assert list(script.directory.iterdir()) == [], "nothing was made"
+
+
+def test_wrong_yaml_names_the_file_and_the_key(script):
+    (script.directory / "my.yaml").write_text("training:\n  batchsize: 3\n")
+    done = script(SCRIPT, "--config", "my.yaml")
+    assert done.returncode == 2
+    assert "my.yaml: unknown setting 'training.batchsize'; did you mean" in done.stderr
+
+
+def test_an_earlier_run_is_kept_unless_asked(script):
+    args = (SCRIPT, "--env", "toy-counting", "--total-timesteps", "128", "--output-dir", "out")
+    assert script(*args, *SMALL).returncode == 0
+    before = (script.directory / "out/benchmark_metrics.json").read_bytes()
+    again = script(*args, *SMALL)
+    assert again.returncode == 2
+    assert "'out' holds an earlier run; --resume auto continues it" in again.stderr
+    assert (script.directory / "out/benchmark_metrics.json").read_bytes() == before
+    over = script(*args, *SMALL, "--overwrite", "--seed", "7")
+    assert over.returncode == 0, over.stderr
+    assert len(list((script.directory / "out").rglob("events.*"))) == 1
+
+
+def test_resume_of_another_run_lists_the_differences(script):
+    args = (SCRIPT, "--env", "toy-counting", "--total-timesteps", "128", "--output-dir", "out")
+    assert script(*args, *SMALL).returncode == 0
+    done = script(
+        SCRIPT, "--resume", "--output-dir", "out", "--env", "toy-identity", "--num-envs", "8",
+        "--encoder", "impala",
+    )  # fmt: skip
+    assert done.returncode == 2
+    for text in ("env.name: checkpoint toy-counting, asked for toy-identity", "model.encoder",
+                 "training.num_envs: checkpoint 4, asked for 8"):  # fmt: skip
+        assert text in done.stderr
+
+
+def test_resume_of_a_timed_run_needs_its_name(script):
+    done = script("train_timed.py", "--resume")
+    assert done.returncode == 2
+    assert "--output-dir" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["train_ppo_sequential.py", "train_timed.py"])
+def test_help_explains_every_flag(name, script):
+    done = script(name, "--help")
+    assert done.returncode == 0
+    for flag in ("--config", "--num-envs", "--batch-size", "--resume", "--set"):
+        assert flag in done.stdout
+    assert ("--duration HOURS" in done.stdout) == (name == "train_timed.py")

@@ -1,0 +1,187 @@
+"""What a run leaves behind, key by key, for both stop conditions."""
+
+import pytest
+import yaml
+
+from tests.conftest import SMALL, read_json, read_lines
+
+TOP_KEYS = {
+    "schema_version", "algorithm", "training_mode", "status", "start_time", "end_time",
+    "duration_hours", "total_timesteps", "total_updates", "average_fps", "final_fps",
+    "timesteps_per_hour", "performance", "learning", "resource_usage", "phases", "setup_seconds",
+    "system", "git", "config",
+}  # fmt: skip
+PERFORMANCE_KEYS = {
+    "initial_reward", "final_reward", "best_reward", "average_reward_last_100_episodes",
+    "initial_reward_std", "final_reward_std", "reward_stability", "convergence_rate",
+    "best_episode_reward", "num_episodes", "unfinished_episodes",
+}  # fmt: skip
+RESOURCE_KEYS = {
+    "peak_memory_gb", "average_memory_gb", "memory_per_worker_gb", "cpu_percent", "cpu_seconds",
+}  # fmt: skip
+SUMMARY_KEYS = {
+    "algorithm", "mode", "duration_hours", "total_timesteps", "total_updates", "avg_fps",
+    "final_fps", "peak_memory_gb", "initial_reward", "final_reward", "best_reward", "num_episodes",
+}  # fmt: skip
+ROW_KEYS = {
+    "time/fps", "time/total_timesteps", "time/elapsed_time", "rollout/ep_reward_mean",
+    "rollout/ep_reward_std", "rollout/ep_length_mean", "train/policy_loss", "train/value_loss",
+    "train/entropy_loss", "train/clip_fraction", "train/approx_kl", "train/explained_variance",
+    "system/memory_gb", "system/peak_memory_gb", "system/cpu_percent",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def timed(tmp_path_factory):
+    """One timed run of four seconds on CoinRun that the tests below look at."""
+    from tests.conftest import Script
+
+    directory = tmp_path_factory.mktemp("timed run")  # a path with a space
+    done = Script(directory)(
+        "train_timed.py", "--duration", "0.0011", "--output-dir", "./out", *SMALL, "--save-interval", "0"
+    )
+    assert done.returncode == 0, done.stderr
+    return directory / "out", done
+
+
+def test_timed_run_leaves_every_file(timed):
+    out, _ = timed
+    files = {str(p.relative_to(out)) for p in out.rglob("*") if p.is_file()}
+    events = {f for f in files if f.startswith("logs/PPO_Sequential/events.out.tfevents.")}
+    assert len(events) == 1
+    assert files - events == {
+        ".lock", "benchmark_metrics.json", "training_summary.json", "metrics.json", "config.yaml",
+        "checkpoints/ppo_sequential_final.pt",
+        "logs/PPO_Sequential/metrics.jsonl", "logs/PPO_Sequential/run.log",
+    }  # fmt: skip
+
+
+def test_benchmark_metrics(timed):
+    result = read_json(timed[0] / "benchmark_metrics.json")
+    assert set(result) >= TOP_KEYS
+    assert set(result["performance"]) == PERFORMANCE_KEYS
+    assert set(result["resource_usage"]) == RESOURCE_KEYS
+    assert set(result["learning"]) == {"policy_loss", "value_loss", "entropy"}
+    assert all(set(v) == {"first", "last"} for v in result["learning"].values())
+    assert (result["algorithm"], result["training_mode"]) == ("PPO", "sequential")
+    assert result["status"] == "completed"
+    assert result["average_fps"] == result["total_timesteps"] / result["elapsed_seconds"]
+    assert result["total_timesteps"] == result["total_updates"] * 4 * 16
+    assert sum(result["phases"].values()) == pytest.approx(result["elapsed_seconds"], rel=1e-6)
+    assert result["elapsed_seconds"] >= 0.0011 * 3600
+    assert result["budget"]["overshoot"] < 1.0
+    assert 0.1 < result["resource_usage"]["peak_memory_gb"] < 1.2
+    assert 0 < result["setup_seconds"] < 60
+    assert result["system"]["cores_usable"] >= 1
+    assert result["system"]["procgen"] == "0.10.7"
+    assert result["config"]["hardware"]["precision"] in ("fp32", "bf16"), "resolved, not auto"
+
+
+def test_summary_and_series(timed):
+    out, _ = timed
+    result, summary = (
+        read_json(out / f"{name}.json") for name in ("benchmark_metrics", "training_summary")
+    )
+    assert set(summary) >= SUMMARY_KEYS
+    assert summary["avg_fps"] == result["average_fps"]
+    rows = read_lines(out / "logs/PPO_Sequential/metrics.jsonl")
+    assert all(set(row) >= ROW_KEYS for row in rows)
+    assert [row["time/updates"] for row in rows] == list(range(1, result["total_updates"] + 1))
+    series = read_json(out / "metrics.json")
+    assert series["time/fps"] == [row["time/fps"] for row in rows]
+    assert all(len(values) == len(rows) for values in series.values())
+
+
+def test_tensorboard_has_the_same_names(timed):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    out, _ = timed
+    events = EventAccumulator(str(out / "logs/PPO_Sequential"))
+    events.Reload()
+    rows = read_lines(out / "logs/PPO_Sequential/metrics.jsonl")
+    assert set(events.Tags()["scalars"]) == {k for row in rows for k, v in row.items() if v is not None}
+    assert [e.step for e in events.Scalars("time/fps")] == [r["time/total_timesteps"] for r in rows]
+
+
+def test_console_through_a_pipe(timed):
+    _, done = timed
+    assert "\r" not in done.stdout
+    assert "\x1b" not in done.stdout
+    assert done.stderr == "", "nothing but errors and warnings goes to stderr, gym's notice neither"
+    for text in (
+        "PPO Sequential Training - Timed Benchmark", "Environment: procgen-coinrun-v0",
+        "1 worker × 4 = 4", "[0.00h/0.00h] Step: ", "Mean Reward: ", "TRAINING SUMMARY",
+        "Results saved to: out",
+    ):  # fmt: skip
+        assert text in done.stdout, text
+
+
+def test_a_run_repeats_from_its_configuration_file(timed, script):
+    out, _ = timed
+    config = yaml.safe_load((out / "config.yaml").read_text())
+    assert config["training"]["duration_hours"] == 0.0011
+    args = ("--total-timesteps", "256", "--config", str(out / "config.yaml"))
+    for name in ("a", "b"):
+        done = script("train_ppo_sequential.py", *args, "--output-dir", name)
+        assert done.returncode == 0, done.stderr
+    rows = [read_lines(script.directory / n / "logs/PPO_Sequential/metrics.jsonl") for n in "ab"]
+    original = read_lines(out / "logs/PPO_Sequential/metrics.jsonl")[:4]
+    assert _learning(rows[0]) == _learning(rows[1]) == _learning(original), "bit for bit"
+
+
+def _learning(rows):
+    return [{k: v for k, v in r.items() if k.startswith(("train/", "rollout/"))} for r in rows]
+
+
+def test_fixed_timesteps_run_leaves_its_files_where_the_guide_says(script):
+    done = script(
+        "train_ppo_sequential.py", "--env", "toy-counting", "--total-timesteps", "640",
+        "--save-interval", "4", *SMALL,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    root = script.directory
+    checkpoints = {p.name for p in (root / "checkpoints/ppo_sequential").glob("*.pt")}
+    assert checkpoints == {
+        "ppo_sequential_step_256.pt", "ppo_sequential_step_512.pt", "ppo_sequential_final.pt",
+    }  # fmt: skip
+    logs = root / "logs/PPO_Sequential"
+    assert (logs / "config.yaml").exists()
+    assert len(read_lines(logs / "metrics.jsonl")) == 10
+    assert set(read_json(logs / "benchmark_metrics.json")) >= TOP_KEYS
+    assert "Total timesteps: 640" in done.stdout
+
+
+def test_no_finished_episode_gives_null_and_a_count(script):
+    done = script(
+        "train_ppo_sequential.py", "--env", "Pendulum-v1", "--total-timesteps", "128",
+        "--output-dir", "out", *SMALL,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    performance = read_json(script.directory / "out/benchmark_metrics.json")["performance"]
+    assert performance["num_episodes"] == 0
+    assert performance["unfinished_episodes"] == 4
+    assert performance["final_reward"] is None
+    assert performance["best_reward"] is None
+    assert "n/a (no episode finished)" in done.stdout
+
+
+def test_a_budget_shorter_than_one_update_stops_at_the_first_chance(script):
+    done = script(
+        "train_timed.py", "--env", "toy-counting", "--duration", "1e-9", "--output-dir", "out",
+        *SMALL,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    result = read_json(script.directory / "out/benchmark_metrics.json")
+    assert result["total_updates"] <= 1
+    assert result["budget"]["overshoot"] > 0
+    assert result["status"] == "completed"
+
+
+def test_output_that_is_not_utf8(script):
+    script.env.update(PYTHONIOENCODING="ascii", PYTHONUTF8="0", LC_ALL="C")
+    done = script(
+        "train_ppo_sequential.py", "--env", "toy-counting", "--total-timesteps", "64", *SMALL
+    )
+    assert done.returncode == 0, done.stderr
+    assert "1 worker x 4 = 4" in done.stdout
+    assert "+/-" in done.stdout

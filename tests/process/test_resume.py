@@ -1,0 +1,156 @@
+"""Exact resume, on Procgen itself: the same weights and the same metrics as never stopped."""
+
+import signal
+import time
+
+import pytest
+import torch
+
+from rl_bench.training import checkpoint
+from tests.conftest import SMALL, read_json, read_lines
+
+SCRIPT = "train_ppo_sequential.py"
+UPDATE = 4 * 16
+TOTAL = 8 * UPDATE
+
+
+def start(script, out, total, *args, env="coinrun"):
+    return script(
+        SCRIPT, "--env", env, "--output-dir", out, "--total-timesteps", str(total), *SMALL,
+        "--save-interval", "1", "--set", "training.keep_checkpoints=0", *args,
+    )  # fmt: skip
+
+
+def learned(directory, out):
+    """All that must agree: every row's learning, and the whole learner of the final checkpoint."""
+    rows = read_lines(directory / out / "logs/PPO_Sequential/metrics.jsonl")
+    rows = [{k: v for k, v in r.items() if not k.startswith(("time/f", "time/e", "system/"))}
+            for r in rows]  # fmt: skip
+    state = checkpoint.read(directory / out / "checkpoints/ppo_sequential_final.pt")
+    episodes = state["recorder"]["episodes"]
+    return rows, state["agent"], state["source"], episodes
+
+
+def assert_same(a, b, path="state"):
+    if isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), path
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys(), path
+        for key in a:
+            if key != "timings":  # seconds, not learning
+                assert_same(a[key], b[key], f"{path}.{key}")
+    elif isinstance(a, (list, tuple)):
+        assert len(a) == len(b), path
+        for i, (x, y) in enumerate(zip(a, b, strict=True)):
+            assert_same(x, y, f"{path}[{i}]")
+    else:
+        assert a == b, path
+
+
+@pytest.mark.parametrize("stopped_at", [1, 3, 7])
+def test_stopped_at_any_update_and_resumed_is_bit_exact(script, stopped_at):
+    # Breaks when: any random state, the reward statistics, the episode window, the optimiser or an
+    # environment's snapshot is left out of the checkpoint.
+    precision = ("--precision", "bf16" if stopped_at == 3 else "fp32")
+    assert start(script, "whole", TOTAL, *precision).returncode == 0
+    assert start(script, "parts", stopped_at * UPDATE, *precision).returncode == 0
+    done = start(script, "parts", TOTAL, "--resume", *precision)
+    assert done.returncode == 0, done.stderr
+    assert f"at {stopped_at * UPDATE:,} timesteps" in done.stdout
+    assert_same(learned(script.directory, "whole"), learned(script.directory, "parts"))
+    result = read_json(script.directory / "parts/benchmark_metrics.json")
+    assert result["resumes"] == 1
+    assert sum(result["phases"].values()) == pytest.approx(result["elapsed_seconds"], rel=1e-6)
+
+
+def wait_for(condition, process, seconds=60):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.01)
+
+
+def test_killed_with_sigkill_resumes_exactly(script):
+    assert start(script, "whole", TOTAL).returncode == 0
+    args = (SCRIPT, "--env", "coinrun", "--output-dir", "killed", *SMALL, "--save-interval", "2")
+    process = script.start(*args, "--total-timesteps", "100000000")
+    checkpoints = script.directory / "killed/checkpoints"
+    wait_for(lambda: len(list(checkpoints.glob("*step*.pt"))) >= 2, process)
+    process.send_signal(signal.SIGKILL)
+    process.communicate(timeout=30)
+    for path in sorted(checkpoints.glob("*.pt"), key=lambda p: p.stat().st_mtime)[1:]:
+        path.unlink()  # go back to the first, so that the total is ahead
+    kept = checkpoint.read(next(checkpoints.glob("*.pt")))["timesteps"]
+    total = max(TOTAL, kept + 2 * UPDATE)
+    if total != TOTAL:
+        assert start(script, "whole", total, "--resume").returncode == 0
+    done = script(*args, "--total-timesteps", str(total), "--resume")
+    assert done.returncode == 0, done.stderr
+    assert_same(learned(script.directory, "whole"), learned(script.directory, "killed"))
+    assert not list((script.directory / "killed").rglob("*.partial"))
+
+
+def test_a_finished_run_is_a_no_op_and_a_larger_total_continues(script):
+    assert start(script, "out", TOTAL).returncode == 0
+    before = (script.directory / "out/benchmark_metrics.json").read_bytes()
+    again = start(script, "out", TOTAL, "--resume")
+    assert again.returncode == 0
+    assert "Nothing to do" in again.stdout
+    assert (script.directory / "out/benchmark_metrics.json").read_bytes() == before
+    more = start(script, "out", TOTAL + UPDATE, "--resume")
+    assert more.returncode == 0, more.stderr
+    result = read_json(script.directory / "out/benchmark_metrics.json")
+    assert result["total_timesteps"] == TOTAL + UPDATE
+
+
+def test_schedules_follow_the_new_total(script):
+    linear = ("--set", "training.lr_schedule=linear")
+    assert start(script, "out", TOTAL, *linear, env="toy-counting").returncode == 0
+    done = start(script, "out", 2 * TOTAL, "--resume", env="toy-counting")
+    assert done.returncode == 0, done.stderr
+    rows = read_lines(script.directory / "out/logs/PPO_Sequential/metrics.jsonl")
+    rates = [row["train/learning_rate"] for row in rows]
+    assert rates[7] == pytest.approx(5e-4 / 8)
+    assert rates[8] == pytest.approx(5e-4 / 2)
+    assert rates[-1] == pytest.approx(5e-4 / 16)
+
+
+def test_auto_takes_the_previous_checkpoint_and_says_so(script):
+    assert start(script, "out", TOTAL, env="toy-counting").returncode == 0
+    newest = script.directory / "out/checkpoints/ppo_sequential_final.pt"
+    data = bytearray(newest.read_bytes())
+    data[len(data) // 2] ^= 4
+    newest.write_bytes(data)
+    done = start(script, "out", TOTAL + UPDATE, "--resume", env="toy-counting")
+    assert done.returncode == 0, done.stderr
+    assert "its checksum does not match; taking the one before it" in done.stderr
+    assert f"ppo_sequential_step_{TOTAL}.pt' at {TOTAL} timesteps" in done.stdout
+
+
+def test_auto_never_silently_starts_from_scratch(script):
+    assert start(script, "out", TOTAL, env="toy-counting").returncode == 0
+    for path in (script.directory / "out/checkpoints").glob("*.pt"):
+        path.write_bytes(path.read_bytes()[:100])
+    done = start(script, "out", TOTAL, "--resume", env="toy-counting")
+    assert done.returncode == 2
+    assert "no checkpoint in 'out/checkpoints' can be read" in done.stderr
+    fresh = start(script, "new", UPDATE, "--resume", env="toy-counting")
+    assert fresh.returncode == 0
+    assert "no checkpoint in 'new/checkpoints' yet; starting anew" in fresh.stderr
+
+
+def test_a_moved_run_resumes_where_it_lies(script):
+    assert start(script, "out", TOTAL, env="toy-counting").returncode == 0
+    (script.directory / "out").rename(script.directory / "moved")
+    done = script(SCRIPT, "--resume", "--output-dir", "moved", "--total-timesteps", "1024")
+    assert done.returncode == 0, done.stderr
+    assert read_json(script.directory / "moved/training_summary.json")["total_timesteps"] == 1024
+    assert not (script.directory / "out").exists()
+
+
+def test_environments_without_snapshots_resume_with_a_warning(script):
+    assert start(script, "out", TOTAL, env="CartPole-v1").returncode == 0
+    done = start(script, "out", 2 * TOTAL, "--resume", env="CartPole-v1")
+    assert done.returncode == 0, done.stderr
+    assert "episodes start anew" in done.stderr

@@ -1,0 +1,193 @@
+"""Ctrl+C, SIGTERM and failures: what is saved, what is said, with which exit code."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from rl_bench.training import checkpoint
+from rl_bench.training.checkpoint import CheckpointDirectory
+from tests.conftest import ROOT, SMALL, read_json
+from tests.process.test_resume import wait_for
+
+SCRIPT = "train_ppo_sequential.py"
+FOREVER = ("--total-timesteps", "1000000000", "--output-dir", "out", *SMALL)
+
+
+def rows_written(script):
+    path = script.directory / "out/logs/PPO_Sequential/metrics.jsonl"
+    return path.exists() and path.stat().st_size > 0
+
+
+@pytest.mark.parametrize("env", ["toy-counting", "coinrun"])
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_first_signal_saves_and_the_run_resumes(script, env, signum, code):
+    process = script.start(SCRIPT, "--env", env, *FOREVER)
+    wait_for(lambda: rows_written(script), process)
+    process.send_signal(signum)
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == code, err
+    assert "finishing this update, then saving" in err
+    assert "Traceback" not in err
+    result = read_json(script.directory / "out/benchmark_metrics.json")
+    assert result["status"] == "interrupted"
+    steps = CheckpointDirectory(script.directory / "out/checkpoints", "ppo_sequential").steps()
+    assert [t for t, _ in steps] == [result["total_timesteps"]]
+    assert "TRAINING SUMMARY" in out
+    done = script(
+        SCRIPT, "--resume", "--output-dir", "out",
+        "--total-timesteps", str(result["total_timesteps"] + 64),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
+def test_second_signal_ends_at_once(script):
+    # A rollout of a minute: only the second signal can end it in time.
+    process = script.start(
+        SCRIPT, "--env", "coinrun", "--num-envs", "64", "--n-steps", "8192", "--num-threads", "1",
+        "--precision", "fp32", "--output-dir", "out",
+    )  # fmt: skip
+    wait_for(lambda: (script.directory / "out/config.yaml").exists(), process)
+    time.sleep(1.0)
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.5)
+    assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=10)
+    assert process.returncode == 130, err
+    assert "Traceback" not in err
+    assert read_json(script.directory / "out/benchmark_metrics.json")["status"] == "interrupted"
+
+
+@pytest.mark.parametrize("delay", [0.4, 0.9, 1.6, 2.4])
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signal_during_start_up(script, delay, signum, code):
+    process = script.start(SCRIPT, "--env", "coinrun", *FOREVER)
+    time.sleep(delay)
+    process.send_signal(signum)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == code, err
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("env", "message"),
+    [
+        ("toy-crashing", "error: the environment raised RuntimeError: the crashing environment"),
+        ("toy-nan", "error: update 4: the environment gave an observation or a reward"),
+    ],
+)
+def test_a_failure_is_one_line_with_results_and_traceback_on_disk(script, env, message):
+    done = script(SCRIPT, "--env", env, *FOREVER, "--save-interval", "1")
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    assert done.stderr.startswith(message)
+    result = read_json(script.directory / "out/benchmark_metrics.json")
+    assert result["status"] == "failed"
+    assert result["total_updates"] == 3
+    assert "Traceback" in (script.directory / "out/logs/PPO_Sequential/run.log").read_text()
+    newest = CheckpointDirectory(script.directory / "out/checkpoints", "ppo_sequential").newest()
+    assert newest[1]["timesteps"] == 3 * 64
+
+
+def test_a_second_process_is_refused(script):
+    process = script.start(SCRIPT, "--env", "toy-counting", *FOREVER)
+    try:
+        wait_for(lambda: rows_written(script), process)
+        done = script(SCRIPT, "--env", "toy-counting", *FOREVER, "--overwrite")
+        assert done.returncode == 2
+        assert f"another process (pid {process.pid}) is writing to 'out" in done.stderr
+    finally:
+        process.kill()
+        process.communicate(timeout=10)
+    assert script(SCRIPT, "--resume", "--env", "toy-counting", *FOREVER[2:],
+                  "--total-timesteps", "64").returncode == 0, "a killed holder leaves no lock"  # fmt: skip
+
+
+def test_no_place_to_write_is_one_line(script):
+    (script.directory / "file").write_text("")
+    done = script(SCRIPT, "--env", "toy-counting", "--output-dir", "file/out", *SMALL)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: cannot write to 'file/out")
+    assert len(done.stderr.splitlines()) == 1
+
+
+FULL_DISK = """
+import resource, signal, sys
+from rl_bench.training import checkpoint
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+write = checkpoint.write
+
+def write_until_the_disk_is_full(path, state):
+    if path.name.endswith("_192.pt"):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
+    write(path, state)
+
+checkpoint.write = write_until_the_disk_is_full
+from rl_bench.cli import train
+sys.exit(train("ppo", "sequential", "timesteps"))
+"""
+
+
+def test_a_full_disk_stops_cleanly_with_the_previous_checkpoint(script):
+    # A limit on file sizes acts like a disk that becomes full and stays so: the checkpoint, the
+    # metrics, the log and the results all fail to be written from then on.
+    args = ["--env", "toy-counting", *FOREVER, "--save-interval", "1"]
+    done = subprocess.run(
+        [sys.executable, "-c", FULL_DISK, *args], cwd=script.directory, env=script.env,
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 1, done.stderr
+    assert "error: cannot write 'out/checkpoints/ppo_sequential_step_192.pt'" in done.stderr
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    directory = CheckpointDirectory(script.directory / "out/checkpoints", "ppo_sequential")
+    assert directory.newest()[1]["timesteps"] == 128
+    assert not list((script.directory / "out").rglob("*.partial"))
+
+
+KILL_WHILE_SAVING = """
+import os, random, signal, sys, time
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+from rl_bench.training.checkpoint import CheckpointDirectory
+
+directory = CheckpointDirectory(Path(sys.argv[1]), "ppo_sequential", keep=2)
+state = {"weights": torch.zeros(500_000)}
+random.seed(0)
+step, last = 0, 0
+for attempt in range(40):
+    child = os.fork()
+    if child == 0:
+        while True:
+            step += 1
+            directory.write_step(step, {**state, "timesteps": step})
+            if step % 3 == 0:
+                directory.write_final({**state, "timesteps": step})
+    time.sleep(random.uniform(0.005, 0.06))
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    found = directory.newest()
+    if found is None:
+        assert attempt < 2, "nothing to load"
+        continue
+    assert found[1]["timesteps"] >= last, "went back"
+    step = last = found[1]["timesteps"]
+print("survived", last)
+"""
+
+
+def test_kill_during_saving_always_leaves_a_loadable_checkpoint(tmp_path):
+    # Breaks when: the file is written in place instead of beside it.
+    done = subprocess.run(
+        [sys.executable, "-c", KILL_WHILE_SAVING, str(tmp_path)],
+        env=dict(os.environ, PYTHONPATH=str(ROOT)), capture_output=True, text=True, timeout=90,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout.split()[1]) > 40, "it did save between the kills"
+    assert "damaged" not in done.stderr, "never half a file under the final name"
+    assert "not a whole" not in done.stderr
+    assert checkpoint.read(CheckpointDirectory(tmp_path, "ppo_sequential").newest()[0])

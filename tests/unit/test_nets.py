@@ -1,0 +1,162 @@
+"""Networks: which one a space gets, what they compute, in either precision."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from gymnasium.spaces import Box, Dict, Discrete, MultiBinary
+
+from rl_bench.errors import ConfigError
+from rl_bench.nets import (
+    ActorCritic,
+    CategoricalHead,
+    GaussianHead,
+    ImpalaEncoder,
+    MlpEncoder,
+    NatureEncoder,
+)
+
+FRAMES = Box(0, 255, (64, 64, 3), np.uint8)
+
+
+def random_frames(n):
+    return torch.from_numpy(np.random.default_rng(0).integers(0, 256, (n, 64, 64, 3), np.uint8))
+
+
+def test_spaces_choose_the_network():
+    net = ActorCritic(FRAMES, Discrete(15))
+    assert isinstance(net.encoder, NatureEncoder)
+    assert isinstance(net.head, CategoricalHead)
+    net = ActorCritic(FRAMES, Discrete(15), encoder="impala")
+    assert isinstance(net.encoder, ImpalaEncoder)
+    net = ActorCritic(Box(-1, 1, (3,), np.float32), Box(-2, 2, (2,), np.float32))
+    assert isinstance(net.encoder, MlpEncoder)
+    assert isinstance(net.head, GaussianHead)
+
+
+@pytest.mark.parametrize(
+    ("observations", "actions"),
+    [
+        (Dict({"a": FRAMES}), Discrete(2)),
+        (FRAMES, MultiBinary(3)),
+        (Box(0, 255, (20, 20, 3), np.uint8), Discrete(2)),
+    ],
+)
+def test_spaces_without_a_network_are_refused(observations, actions):
+    with pytest.raises(ConfigError):
+        ActorCritic(observations, actions)
+
+
+@pytest.mark.parametrize(
+    ("encoder", "parameters"),
+    [
+        # by hand: 32·192+32 + 64·512+64 + 64·576+64 + 512·1024+512, policy 512·15+15, value 513
+        ("nature", 6176 + 32832 + 36928 + 524800 + 7695 + 513),
+        # the Procgen paper's network: 626,256 with 15 actions and a value
+        ("impala", 626_256),
+    ],
+)
+def test_number_of_parameters(encoder, parameters):
+    net = ActorCritic(FRAMES, Discrete(15), encoder=encoder)
+    assert sum(p.numel() for p in net.parameters()) == parameters
+
+
+def plain_nature(net, frames):
+    """The Nature network as the paper has it: channels first, pixels divided by 255, float32."""
+    e = net.encoder
+    x = frames.permute(0, 3, 1, 2).contiguous().float() / 255.0
+    x = F.relu(F.conv2d(x, e.conv1.weight.contiguous(), e.conv1.bias, stride=4))
+    x = F.relu(F.conv2d(x, e.conv2.weight.contiguous(), e.conv2.bias, stride=2))
+    x = F.relu(F.conv2d(x, e.conv3.weight.contiguous(), e.conv3.bias))
+    return F.relu(F.linear(x.permute(0, 2, 3, 1).flatten(1), e.dense.weight, e.dense.bias))
+
+
+def test_fast_path_equals_the_plain_one_in_outputs_and_gradients():
+    # Breaks when: the folded 1/255 is lost, or the flattening mixes positions and channels.
+    torch.manual_seed(0)
+    net = ActorCritic(FRAMES, Discrete(15))
+    frames = random_frames(8)
+    fast = net.encoder(frames, torch.float32)
+    plain = plain_nature(net, frames)
+    torch.testing.assert_close(fast, plain, rtol=1e-4, atol=1e-5)
+    gradients = [
+        torch.autograd.grad(out.square().mean(), list(net.encoder.parameters()))
+        for out in (fast, plain)
+    ]
+    for a, b in zip(*gradients, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("encoder", ["nature", "impala"])
+def test_bf16_is_fp32_within_its_precision(encoder):
+    torch.manual_seed(0)
+    fp32 = ActorCritic(FRAMES, Discrete(15), encoder=encoder)
+    bf16 = ActorCritic(FRAMES, Discrete(15), encoder=encoder, precision="bf16")
+    bf16.load_state_dict(fp32.state_dict())
+    frames = random_frames(16)
+    (policy32, value32), (policy16, value16) = fp32(frames), bf16(frames)
+    assert policy16.dtype == value16.dtype == torch.float32
+    assert all(p.dtype == torch.float32 for p in bf16.parameters())
+    # bfloat16 keeps 8 bits: 1/256 per operation, a few operations deep
+    torch.testing.assert_close(policy16, policy32, rtol=0.02, atol=0.005)
+    torch.testing.assert_close(value16, value32, rtol=0.05, atol=0.05)
+    value16.square().mean().backward()
+    assert all(p.grad is None or p.grad.dtype == torch.float32 for p in bf16.parameters())
+
+
+def test_acting_copy_gives_the_learners_numbers_and_follows_its_weights():
+    torch.manual_seed(0)
+    net = ActorCritic(FRAMES, Discrete(15), precision="bf16")
+    acting = net.acting_copy()
+    frames = random_frames(4)
+    assert acting.encoder.dense.weight.dtype == torch.bfloat16
+    torch.testing.assert_close(acting(frames)[0], net(frames)[0].detach(), rtol=0.01, atol=0.003)
+    with torch.no_grad():
+        for p in net.parameters():
+            p.add_(0.01)
+    before = acting(frames)[1]
+    acting.load_weights(net.state_dict())
+    assert not torch.equal(acting(frames)[1], before)
+    torch.testing.assert_close(acting(frames)[1], net(frames)[1].detach(), rtol=0.02, atol=0.02)
+
+
+def test_categorical_sampling_has_the_policys_frequencies():
+    head = CategoricalHead(2, 3)
+    log_probs = torch.tensor([0.2, 0.5, 0.3]).log().expand(30_000, 3)
+    generator = torch.Generator().manual_seed(0)
+    actions = head.sample(log_probs, head.draw_noise((30_000,), generator))
+    frequencies = actions.bincount(minlength=3) / 30_000
+    torch.testing.assert_close(frequencies, torch.tensor([0.2, 0.5, 0.3]), rtol=0, atol=0.01)
+    assert head.mode(log_probs[:1]).item() == 1
+
+
+def test_heads_agree_with_torch_distributions():
+    torch.manual_seed(0)
+    categorical, gaussian = CategoricalHead(4, 5), GaussianHead(4, 2)
+    features = torch.randn(6, 4)
+    policy = categorical(features)
+    reference = torch.distributions.Categorical(logits=policy)
+    actions = torch.arange(6) % 5
+    torch.testing.assert_close(categorical.log_prob(policy, actions), reference.log_prob(actions))
+    torch.testing.assert_close(categorical.entropy(policy), reference.entropy())
+
+    gaussian.log_std.data = torch.tensor([0.3, -0.7])
+    policy = gaussian(features)
+    means, stds = gaussian.dense(features), torch.tensor([0.3, -0.7]).exp().expand(6, 2)
+    reference = torch.distributions.Independent(torch.distributions.Normal(means, stds), 1)
+    actions = torch.randn(6, 2)
+    torch.testing.assert_close(gaussian.log_prob(policy, actions), reference.log_prob(actions))
+    torch.testing.assert_close(gaussian.entropy(policy), reference.entropy())
+
+
+def test_orthogonal_initialisation():
+    torch.manual_seed(0)
+    net = ActorCritic(FRAMES, Discrete(15))
+    weight = net.encoder.dense.weight.detach()
+    torch.testing.assert_close(weight @ weight.T, 2 * torch.eye(512), rtol=0, atol=1e-4)
+    assert net.head.dense.weight.norm(dim=1).max().item() == pytest.approx(0.01, rel=1e-3)
+    assert net.value.weight.norm().item() == pytest.approx(1.0, rel=1e-3)
+    assert math.isclose(sum(p.abs().sum().item() for n, p in net.named_parameters()
+                            if n.endswith("bias")), 0.0)  # fmt: skip
