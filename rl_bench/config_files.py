@@ -46,7 +46,9 @@ class Layer:
 def schema() -> dict[str, dataclasses.Field]:
     """Every setting by its dotted name."""
     return {
-        f"{section}.{f.name}": f for section, cls in SECTIONS.items() for f in dataclasses.fields(cls)
+        f"{section}.{f.name}": f
+        for section, cls in SECTIONS.items()
+        for f in dataclasses.fields(cls)
     }
 
 

@@ -286,7 +286,9 @@ class ActorCritic(nn.Module):
 def make_encoder(space: gymnasium.Space, encoder: str, hidden_size: int | None) -> nn.Module:
     """The encoder that fits an observation space. Raises: ConfigError."""
     if not isinstance(space, Box) or not np.issubdtype(space.dtype, np.number):
-        raise ConfigError(f"observations of the kind {space} have no network here: Box is supported")
+        raise ConfigError(
+            f"observations of the kind {space} have no network here: Box is supported"
+        )
     if len(space.shape) == 3:
         kind = {"nature": NatureEncoder, "impala": ImpalaEncoder}[encoder]
         if min(space.shape[:2]) < kind.minimum_side:

@@ -80,9 +80,7 @@ def build(config: Config, mode: Mode, plan: system.CpuPlan) -> Parts:
 
 def make_agent(net: ActorCritic, config: Config, mode: Mode) -> Agent:
     if mode.algorithm == "ppo":
-        return PPO(
-            net, config.training, num_envs=config.training.num_envs, seed=config.env.seed
-        )
+        return PPO(net, config.training, num_envs=config.training.num_envs, seed=config.env.seed)
     raise ConfigError(f"there is no algorithm '{mode.algorithm}' here")
 
 

@@ -95,9 +95,7 @@ def canonical_env_name(name: str) -> str:
     return f"procgen-{game}-v0" if game else name
 
 
-def check_directory(
-    paths: RunPaths, mode: Mode, *, resuming: bool, overwrite: bool
-) -> None:
+def check_directory(paths: RunPaths, mode: Mode, *, resuming: bool, overwrite: bool) -> None:
     """An earlier run is continued or overwritten only on request. Raises: ConfigError.
 
     Call under the lock: it deletes what killed processes left behind.

@@ -52,11 +52,10 @@ class GymnasiumVectorEnv:
     def step(self, actions: np.ndarray) -> Step:
         obs, rewards, terminated, truncated, info = self._env.step(self._to_env(actions))
         final_obs = {
-            int(i): self._cast(info["final_obs"][i]) for i in np.flatnonzero(truncated & ~terminated)
+            int(i): self._cast(info["final_obs"][i])
+            for i in np.flatnonzero(truncated & ~terminated)
         }
-        return Step(
-            self._cast(obs), rewards.astype(np.float32), terminated, truncated, final_obs
-        )
+        return Step(self._cast(obs), rewards.astype(np.float32), terminated, truncated, final_obs)
 
     def get_state(self) -> None:
         return None

@@ -86,9 +86,7 @@ class RolloutWorker:
         except RlBenchError:
             raise
         except Exception as error:
-            raise WorkerError(
-                f"the environment raised {type(error).__name__}: {error}"
-            ) from error
+            raise WorkerError(f"the environment raised {type(error).__name__}: {error}") from error
         self.simulation_seconds += time.perf_counter() - started
         return step
 

@@ -121,7 +121,9 @@ class Recorder:
             **metrics,
             "system/memory_gb": self._monitor.memory_gb,
             "system/peak_memory_gb": self._monitor.peak_memory_gb,
-            "system/cpu_percent": 100.0 * (cpu[1] - self._cpu_mark[1]) / (cpu[0] - self._cpu_mark[0]),
+            "system/cpu_percent": 100.0
+            * (cpu[1] - self._cpu_mark[1])
+            / (cpu[0] - self._cpu_mark[0]),
         }
         self._cpu_mark = cpu
         return {name: _finite(value) for name, value in row.items()}

@@ -38,7 +38,14 @@ def timed(tmp_path_factory):
 
     directory = tmp_path_factory.mktemp("timed run")  # a path with a space
     done = Script(directory)(
-        "train_timed.py", "--duration", "0.0011", "--output-dir", "./out", *SMALL, "--save-interval", "0"
+        "train_timed.py",
+        "--duration",
+        "0.0011",
+        "--output-dir",
+        "./out",
+        *SMALL,
+        "--save-interval",
+        "0",
     )
     assert done.returncode == 0, done.stderr
     return directory / "out", done
@@ -99,7 +106,9 @@ def test_tensorboard_has_the_same_names(timed):
     events = EventAccumulator(str(out / "logs/PPO_Sequential"))
     events.Reload()
     rows = read_lines(out / "logs/PPO_Sequential/metrics.jsonl")
-    assert set(events.Tags()["scalars"]) == {k for row in rows for k, v in row.items() if v is not None}
+    assert set(events.Tags()["scalars"]) == {
+        k for row in rows for k, v in row.items() if v is not None
+    }
     assert [e.step for e in events.Scalars("time/fps")] == [r["time/total_timesteps"] for r in rows]
 
 

@@ -83,7 +83,9 @@ def test_two_names_for_one_thing_must_agree():
 
 
 def test_numbers_however_yaml_reads_them():
-    document = yaml.safe_load("training: {learning_rate: 1e-4, total_timesteps: 2.5e6, num_envs: '8'}")
+    document = yaml.safe_load(
+        "training: {learning_rate: 1e-4, total_timesteps: 2.5e6, num_envs: '8'}"
+    )
     assert document["training"]["learning_rate"] == "1e-4"  # YAML 1.1 makes it text
     training = build_config(layer_from_sections(document, source="x")).training
     assert training.learning_rate == 1e-4

@@ -75,9 +75,7 @@ def test_procgen_is_seeded_completely():
 
 
 def test_threads_do_not_change_procgen():
-    envs = [
-        make_vector_env(EnvConfig(name="coinrun"), 4, seed=3, num_threads=n) for n in (0, 2)
-    ]
+    envs = [make_vector_env(EnvConfig(name="coinrun"), 4, seed=3, num_threads=n) for n in (0, 2)]
     a, b = (roll(env, 100) for env in envs)
     assert np.array_equal(a[0], b[0])
 

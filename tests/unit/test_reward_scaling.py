@@ -25,7 +25,9 @@ def test_divides_by_the_deviation_of_all_discounted_returns_so_far():
     by_time_limit = rng.random((40, 6)) < 0.5
     scaler = RewardScaler(6)
     halves = [
-        scaler.scale(trajectory_of(rewards[s], (ends & ~by_time_limit)[s], (ends & by_time_limit)[s]))
+        scaler.scale(
+            trajectory_of(rewards[s], (ends & ~by_time_limit)[s], (ends & by_time_limit)[s])
+        )
         for s in (slice(0, 25), slice(25, 40))
     ]
     seen, running, expected = [], np.zeros(6), np.empty_like(rewards)

@@ -1,0 +1,48 @@
+"""It learns: small problems with known answers, each in well under a minute."""
+
+import pytest
+
+from tests.conftest import read_json
+
+COMMON = ("--num-threads", "1", "--save-interval", "0", "--output-dir", "out")
+SMALL_PROBLEM = (
+    "--learning-rate", "1e-3", "--n-epochs", "8", "--batch-size", "128", "--n-steps", "64",
+    "--set", "training.ent_coef=0", "--set", "training.lr_schedule=linear",
+    "--set", "training.normalise_rewards=true",
+)  # fmt: skip
+
+
+def train(script, *args):
+    done = script("train_ppo_sequential.py", *COMMON, *args, timeout=110)
+    assert done.returncode == 0, done.stderr
+    return read_json(script.directory / "out/benchmark_metrics.json")["performance"]
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_cartpole_is_balanced(script, seed):
+    performance = train(
+        script, "--env", "CartPole-v1", "--seed", str(seed), "--total-timesteps", "100000",
+        "--num-envs", "8", "--set", "training.gamma=0.99", *SMALL_PROBLEM,
+    )  # fmt: skip
+    assert performance["initial_reward"] < 100
+    assert performance["final_reward"] > 400
+
+
+def test_the_identity_environment_is_solved(script):
+    # Breaks when: actions, rewards or observations are shifted against each other by one row.
+    performance = train(
+        script, "--env", "toy-identity", "--total-timesteps", "20000", "--num-envs", "8",
+        "--n-steps", "32", "--batch-size", "64", "--learning-rate", "1e-3",
+        "--set", "training.gamma=0.9",
+    )  # fmt: skip
+    assert performance["initial_reward"] < 6
+    assert performance["final_reward"] > 9.5
+
+
+def test_a_gaussian_policy_improves_on_pendulum(script):
+    performance = train(
+        script, "--env", "Pendulum-v1", "--total-timesteps", "150000", "--num-envs", "16",
+        "--set", "training.gamma=0.95", "--set", "training.clip_value_loss=false", *SMALL_PROBLEM,
+    )  # fmt: skip
+    assert performance["initial_reward"] < -900
+    assert performance["final_reward"] > -400
