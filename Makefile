@@ -9,7 +9,7 @@ DURATION ?= 1.0
 PYTHON   ?= $(shell for p in python3 python3.12 python3.11 python3.10 python; do \
 	$$p -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' \
 	>/dev/null 2>&1 && echo $$p && break; done)
-HOURS    := $(shell printf '%g' $(DURATION) 2>/dev/null)
+HOURS    := $(shell LC_ALL=C printf '%g' $(DURATION) 2>/dev/null)
 
 .DEFAULT_GOAL := help
 .PHONY: help install install-dev test check train train-timed tensorboard clean

@@ -172,6 +172,7 @@ def train(algorithm: str, rollouts: str, stop: str, argv: Sequence[str] | None =
     guard.install()
     _log_to_stderr()
     try:
+        require_python()
         return _train(mode, guard, list(sys.argv[1:] if argv is None else argv), started)
     except RlBenchError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
@@ -179,6 +180,9 @@ def train(algorithm: str, rollouts: str, stop: str, argv: Sequence[str] | None =
     except Interrupted as interrupted:
         print(f"{interrupted}: stopped", file=sys.stderr)
         return interrupted.exit_code
+    except OSError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     except ModuleNotFoundError as error:
         print(
             f"error: the package '{error.name}' is missing; "
@@ -191,9 +195,10 @@ def train(algorithm: str, rollouts: str, stop: str, argv: Sequence[str] | None =
 def _train(mode: Mode, guard: SignalGuard, argv: list[str], started: float) -> int:
     parser = training_parser(mode)
     arguments, settings = parse_settings(parser, mode, argv)
-    if arguments.resume and mode.timed and not settings.values.get("logging.output_dir"):
+    named = settings.values.get("logging.output_dir")
+    if arguments.resume == "auto" and mode.timed and not named:
         raise ConfigError("--resume: name the run to continue with --output-dir DIR")
-    if mode.timed and not settings.values.get("logging.output_dir"):
+    if mode.timed and not named and not arguments.resume:
         stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
         directory = f"benchmarks/{mode.stem}_{stamp}"
         settings = Layer(settings.source, {**settings.values, "logging.output_dir": directory})
@@ -211,6 +216,13 @@ def _train(mode: Mode, guard: SignalGuard, argv: list[str], started: float) -> i
         ),
         guard,
     )
+
+
+def require_python() -> None:
+    """Raises: ConfigError outside Python 3.10 to 3.12."""
+    if not (3, 10) <= sys.version_info[:2] <= (3, 12):
+        version = ".".join(map(str, sys.version_info[:3]))
+        raise ConfigError(f"Python 3.10, 3.11 or 3.12 is needed, this is {version}")
 
 
 def _log_to_stderr() -> None:

@@ -7,6 +7,7 @@ one. A checkpoint and `config.yaml` hold the resolved form of this.
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -166,8 +167,9 @@ def check_batches(config: Config) -> None:
     rollout = training.n_steps * training.num_envs
     if rollout % training.batch_size == 0:
         return
-    divisors = [n for n in range(2, rollout + 1) if rollout % n == 0]
-    nearest = min(divisors, key=lambda n: abs(n - training.batch_size), default=rollout)
+    small = [n for n in range(1, math.isqrt(rollout) + 1) if rollout % n == 0]
+    divisors = [n for n in small + [rollout // n for n in small] if n >= 2]
+    nearest = min(divisors, key=lambda n: abs(n - training.batch_size), default=2)
     raise ConfigError(
         f"training.batch_size: {training.batch_size} does not divide the rollout of {rollout} "
         f"timesteps ({training.n_steps} steps × {training.num_envs} environments); "

@@ -6,6 +6,7 @@ answered too.
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import sys
 from types import FrameType
@@ -40,9 +41,13 @@ class SignalGuard:
         return EXIT_CODES[signal.Signals(self.received)] if self.received is not None else 0
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
-        if not self.graceful or self.requested():
-            raise Interrupted(self.received or signum)
-        self.received = signum
+        insists = self.requested()
+        self.received = self.received or signum
+        if insists or not self.graceful:
+            raise Interrupted(self.received)
         name = signal.Signals(signum).name
-        sys.stderr.write(f"\n{name}: finishing this update, then saving; once more to quit now\n")
-        sys.stderr.flush()
+        with contextlib.suppress(OSError):  # the same Ctrl+C may have ended the reader of a pipe
+            sys.stderr.write(
+                f"\n{name}: finishing this update, then saving; once more to quit now\n"
+            )
+            sys.stderr.flush()

@@ -1,4 +1,4 @@
-"""Networks: encoders, heads, ActorCritic. The only place that scales pixels or picks a dtype.
+"""Networks: encoders and ActorCritic. The only place that scales pixels or picks a dtype.
 
 Weights are float32 masters; each layer casts them to the network's compute dtype (bfloat16 or
 float32) on the way in, so the same modules serve the learner (gradients arrive in float32) and
@@ -21,6 +21,7 @@ from gymnasium.spaces import Box, Discrete
 from torch import nn
 
 from rl_bench.errors import ConfigError
+from rl_bench.heads import Dense, make_head
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -35,25 +36,20 @@ class Conv(nn.Conv2d):
         )
 
 
-class PixelConv(Conv):
+class PixelConv(nn.Conv2d):
     """The first layer: takes uint8 frames [N, H, W, C] and computes on pixels in [0, 1].
 
     Bytes are exact in bfloat16, so the division by 255 is folded into the few weights instead of
     being done to every pixel.
     """
 
-    def forward_pixels(self, frames: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    def forward(  # type: ignore[override]
+        self, frames: torch.Tensor, dtype: torch.dtype
+    ) -> torch.Tensor:
         assert self.bias is not None
         x = frames.permute(0, 3, 1, 2).to(dtype)
         weight = self.weight.float() / 255.0 if frames.dtype == torch.uint8 else self.weight
         return F.conv2d(x, weight.to(dtype), self.bias.to(dtype), self.stride, self.padding)
-
-
-class Dense(nn.Linear):
-    """A linear layer that computes in the dtype of its input."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.linear(x, self.weight.to(x.dtype), self.bias.to(x.dtype))
 
 
 def flatten_channels_last(x: torch.Tensor) -> torch.Tensor:
@@ -80,7 +76,7 @@ class NatureEncoder(nn.Module):
         self.dense = Dense(64 * side[0] * side[1], hidden_size)
 
     def forward(self, frames: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        x = F.relu(self.conv1.forward_pixels(frames, dtype))
+        x = F.relu(self.conv1(frames, dtype))
         x = F.relu(self.conv2(x))
         x = F.relu(self.conv3(x))
         return F.relu(self.dense(flatten_channels_last(x)))
@@ -110,8 +106,11 @@ class ImpalaEncoder(nn.Module):
         super().__init__()
         height, width, channels = frame_shape
         self.convs = nn.ModuleList(
-            [PixelConv(channels, 16, 3, padding=1)]
-            + [Conv(16, 32, 3, padding=1), Conv(32, 32, 3, padding=1)]
+            [
+                PixelConv(channels, 16, 3, padding=1),
+                Conv(16, 32, 3, padding=1),
+                Conv(32, 32, 3, padding=1),
+            ]
         )
         self.blocks = nn.ModuleList(
             nn.Sequential(ResidualBlock(c), ResidualBlock(c)) for c in (16, 32, 32)
@@ -123,13 +122,19 @@ class ImpalaEncoder(nn.Module):
     def forward(self, frames: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         x = frames
         for stage, (conv, blocks) in enumerate(zip(self.convs, self.blocks, strict=True)):
-            x = conv.forward_pixels(x, dtype) if stage == 0 else conv(x)
+            x = conv(x, dtype) if stage == 0 else conv(x)
             x = blocks(F.max_pool2d(x, 3, stride=2, padding=1))
         return F.relu(self.dense(flatten_channels_last(F.relu(x))))
 
 
+IMAGE_ENCODERS: dict[str, type[NatureEncoder] | type[ImpalaEncoder]] = {
+    "nature": NatureEncoder,
+    "impala": ImpalaEncoder,
+}
+
+
 class MlpEncoder(nn.Module):
-    """Two tanh layers for vectors and for one-hot Discrete observations."""
+    """Two tanh layers, for vectors."""
 
     default_hidden_size = 64
 
@@ -141,73 +146,6 @@ class MlpEncoder(nn.Module):
     def forward(self, vectors: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         x = vectors.flatten(1).to(dtype)
         return torch.tanh(self.dense2(torch.tanh(self.dense1(x))))
-
-
-class CategoricalHead(nn.Module):
-    """A policy over A discrete actions; its parameters are normalised log-probabilities [N, A]."""
-
-    def __init__(self, features: int, num_actions: int) -> None:
-        super().__init__()
-        self.num_actions = num_actions
-        self.dense = Dense(features, num_actions)
-
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
-        return F.log_softmax(self.dense(features), dim=-1)
-
-    def draw_noise(self, shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
-        """Gumbel noise [*shape, A] for a whole rollout at once: one call instead of T."""
-        noise = torch.empty((*shape, self.num_actions)).exponential_(generator=generator)
-        return -noise.log()
-
-    def sample(self, policy: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-        """Gumbel-max sampling: argmax(log p + Gumbel) is distributed as p. Returns int64 [N]."""
-        return (policy + noise).argmax(dim=-1)
-
-    def mode(self, policy: torch.Tensor) -> torch.Tensor:
-        return policy.argmax(dim=-1)
-
-    def log_prob(self, policy: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
-        return policy.gather(-1, actions.unsqueeze(-1)).squeeze(-1)
-
-    def entropy(self, policy: torch.Tensor) -> torch.Tensor:
-        return -(policy.exp() * policy).sum(dim=-1)
-
-
-class GaussianHead(nn.Module):
-    """A diagonal Gaussian over D continuous actions with a state-independent spread.
-
-    Its parameters are means and log standard deviations, [N, 2D]. Samples are not bounded: the
-    environment adapter clips them, the log-probability is that of the unclipped action.
-    """
-
-    def __init__(self, features: int, size: int) -> None:
-        super().__init__()
-        self.size = size
-        self.dense = Dense(features, size)
-        self.log_std = nn.Parameter(torch.zeros(size))
-
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
-        means = self.dense(features)
-        return torch.cat([means, self.log_std.expand_as(means)], dim=-1)
-
-    def draw_noise(self, shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
-        return torch.randn((*shape, self.size), generator=generator)
-
-    def sample(self, policy: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-        means, log_stds = policy.chunk(2, dim=-1)
-        return means + log_stds.exp() * noise
-
-    def mode(self, policy: torch.Tensor) -> torch.Tensor:
-        return policy.chunk(2, dim=-1)[0]
-
-    def log_prob(self, policy: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
-        means, log_stds = policy.chunk(2, dim=-1)
-        z = (actions - means) * (-log_stds).exp()
-        return (-0.5 * z.square() - log_stds - 0.5 * math.log(2 * math.pi)).sum(dim=-1)
-
-    def entropy(self, policy: torch.Tensor) -> torch.Tensor:
-        log_stds = policy.chunk(2, dim=-1)[1]
-        return (log_stds + 0.5 * math.log(2 * math.pi * math.e)).sum(dim=-1)
 
 
 class ActorCritic(nn.Module):
@@ -228,6 +166,7 @@ class ActorCritic(nn.Module):
         precision: str = "fp32",
     ) -> None:
         super().__init__()
+        check_spaces(observation_space, action_space, encoder)
         self.dtype = DTYPES[precision]
         self.encoder = make_encoder(observation_space, encoder, hidden_size)
         shared = not isinstance(self.encoder, MlpEncoder)
@@ -236,19 +175,10 @@ class ActorCritic(nn.Module):
             None if shared else make_encoder(observation_space, encoder, hidden_size)
         )
         features = _last_layer_size(self.encoder)
-        self.head: CategoricalHead | GaussianHead
-        if isinstance(action_space, Discrete):
-            self.head = CategoricalHead(features, int(action_space.n))
-        elif isinstance(action_space, Box) and len(action_space.shape) == 1:
-            self.head = GaussianHead(features, action_space.shape[0])
-        else:
-            raise ConfigError(
-                f"actions of the kind {action_space} have no policy here: "
-                "Discrete and one-dimensional Box are supported"
-            )
+        self.head = make_head(action_space, features)
         self.value = Dense(features, 1)
         self._initialise()
-        self.to(memory_format=torch.channels_last)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, obs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Policy parameters [N, …] and values [N], float32, for observations [N, *]."""
@@ -261,9 +191,11 @@ class ActorCritic(nn.Module):
     def acting_copy(self) -> ActorCritic:
         """A copy for inference: encoders cast once to the compute dtype, no gradients."""
         policy = copy.deepcopy(self).requires_grad_(False)
-        policy.encoder.to(self.dtype)
-        if policy.value_encoder is not None:
-            policy.value_encoder.to(self.dtype)
+        for encoder in (policy.encoder, policy.value_encoder):
+            for module in encoder.modules() if encoder is not None else ():
+                # PixelConv stays: its weights are divided by 255 first, and would be rounded twice.
+                if isinstance(module, (Conv, Dense)):
+                    module.to(self.dtype)
         return policy.eval()
 
     def load_weights(self, weights: Mapping[str, torch.Tensor]) -> None:
@@ -283,21 +215,35 @@ class ActorCritic(nn.Module):
         nn.init.orthogonal_(self.value.weight, 1.0)
 
 
-def make_encoder(space: gymnasium.Space, encoder: str, hidden_size: int | None) -> nn.Module:
-    """The encoder that fits an observation space. Raises: ConfigError."""
-    if not isinstance(space, Box) or not np.issubdtype(space.dtype, np.number):
+def check_spaces(observations: gymnasium.Space, actions: gymnasium.Space, encoder: str) -> None:
+    """Raises: ConfigError for spaces that no network here fits."""
+    if not isinstance(observations, Box) or not np.issubdtype(observations.dtype, np.number):
         raise ConfigError(
-            f"observations of the kind {space} have no network here: Box is supported"
+            f"observations of the kind {observations} have no network here: Box is supported"
         )
-    if len(space.shape) == 3:
-        kind = {"nature": NatureEncoder, "impala": ImpalaEncoder}[encoder]
-        if min(space.shape[:2]) < kind.minimum_side:
+    if len(observations.shape) == 3:
+        side, minimum = min(observations.shape[:2]), IMAGE_ENCODERS[encoder].minimum_side
+        if side < minimum:
             raise ConfigError(
-                f"frames of {space.shape[0]} × {space.shape[1]} are too small for the {encoder} "
-                f"encoder: it needs at least {kind.minimum_side} pixels a side"
+                f"frames of {observations.shape[0]} × {observations.shape[1]} pixels are too small "
+                f"for the {encoder} encoder: it needs at least {minimum} a side"
             )
-        return kind(space.shape, hidden_size or kind.default_hidden_size)
-    return MlpEncoder(int(np.prod(space.shape)), hidden_size or MlpEncoder.default_hidden_size)
+    if not isinstance(actions, Discrete) and not (
+        isinstance(actions, Box) and len(actions.shape) == 1
+    ):
+        raise ConfigError(
+            f"actions of the kind {actions} have no policy here: "
+            "Discrete and one-dimensional Box are supported"
+        )
+
+
+def make_encoder(space: gymnasium.Space, encoder: str, hidden_size: int | None) -> nn.Module:
+    """The encoder that fits a checked observation space."""
+    shape = space.shape or ()
+    if len(shape) == 3:
+        kind = IMAGE_ENCODERS[encoder]
+        return kind(shape, hidden_size or kind.default_hidden_size)
+    return MlpEncoder(int(np.prod(shape)), hidden_size or MlpEncoder.default_hidden_size)
 
 
 def _last_layer_size(encoder: nn.Module) -> int:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +30,13 @@ def write_bytes(path: Path, data: bytes) -> None:
         os.replace(temporary, path)
         _sync_directory(path.parent)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise StorageError(
             f"cannot write '{path}': {error.strerror}; free space or choose another directory, "
             "then continue with --resume auto (earlier files are untouched)"
         ) from error
+    finally:
+        with contextlib.suppress(OSError):  # renamed by now, or never made
+            temporary.unlink()
 
 
 def _sync_directory(directory: Path) -> None:
@@ -57,7 +61,8 @@ def write_text(path: Path, text: str) -> None:
 def remove_leftovers(directory: Path) -> None:
     """Delete temporary files that a killed process left behind. Call under the lock."""
     for path in directory.glob(f"*{TEMPORARY_SUFFIX}"):
-        path.unlink(missing_ok=True)
+        if re.fullmatch(rf".+\.\d+{re.escape(TEMPORARY_SUFFIX)}", path.name):
+            path.unlink(missing_ok=True)
 
 
 class DirectoryLock:
@@ -76,7 +81,10 @@ class DirectoryLock:
             raise StorageError(f"cannot write to '{directory}': {error.strerror}") from error
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+            self._file.truncate(0)
+            self._file.write(str(os.getpid()))
+            self._file.flush()
+        except BlockingIOError as error:
             self._file.seek(0)
             pid = self._file.read().strip() or "unknown"
             self._file.close()
@@ -84,9 +92,8 @@ class DirectoryLock:
                 f"another process (pid {pid}) is writing to '{directory}'; "
                 "wait for it or choose another --output-dir"
             ) from error
-        self._file.truncate(0)
-        self._file.write(str(os.getpid()))
-        self._file.flush()
+        except OSError as error:
+            raise StorageError(f"cannot lock '{self.path}': {error.strerror}") from error
 
     def release(self) -> None:
         """Idempotent. The file stays: removing it could split the lock between two files."""

@@ -19,7 +19,7 @@ from typing import Any
 
 import psutil
 
-GIB = 1024**3
+GB = 1e9
 # Instructions that compute in bfloat16, and the limits that a user may put on oneDNN below them.
 BF16_FLAGS = ("avx512_bf16", "amx_bf16")
 ISA_LIMITS_WITHOUT_BF16 = (
@@ -56,19 +56,43 @@ def usable_cores() -> int:
     return max(1, min(cores, math.floor(quota))) if quota else cores
 
 
-def _cgroup_quota(root: Path = Path("/sys/fs/cgroup")) -> float | None:
-    """CPUs granted by cgroup v2 or v1; None without a limit."""
+def _cgroup_quota(
+    root: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")
+) -> float | None:
+    """CPUs granted by control groups of either version: the least of this one and those above.
+
+    None without a limit.
+    """
+    quotas = []
+    for line in _read_text(membership).splitlines() or ["0::/"]:
+        _, controllers, group = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        base = root / "cpu" if controllers else root
+        here = base / group.lstrip("/")
+        quotas += [_quota_of(d) for d in (here, *here.parents) if d == base or base in d.parents]
+    limits = [quota for quota in quotas if quota is not None]
+    return min(limits, default=None)
+
+
+def _quota_of(directory: Path) -> float | None:
+    """The limit of one control group: `cpu.max` in version 2, two files in version 1."""
+    words = _read_text(directory / "cpu.max").split() or [
+        _read_text(directory / "cpu.cfs_quota_us").strip(),
+        _read_text(directory / "cpu.cfs_period_us").strip(),
+    ]
     try:
-        quota, period = (root / "cpu.max").read_text().split()
-    except (OSError, ValueError):
-        try:
-            quota = (root / "cpu/cpu.cfs_quota_us").read_text().strip()
-            period = (root / "cpu/cpu.cfs_period_us").read_text().strip()
-        except OSError:
-            return None
-    if quota in ("max", "-1"):
+        quota, period = (int(word) for word in words)
+    except ValueError:  # "max", or no such file
         return None
-    return int(quota) / int(period)
+    return quota / period if quota > 0 else None
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""
 
 
 def resolve_precision(precision: str) -> str:
@@ -85,11 +109,7 @@ def has_bf16_instructions() -> bool:
 
 
 def _cpuinfo(key: str) -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return ""
-    for line in lines:
+    for line in _read_text(Path("/proc/cpuinfo")).splitlines():
         name, _, value = line.partition(":")
         if name.strip() == key:
             return value.strip()
@@ -114,11 +134,12 @@ def _keep_large_blocks() -> None:
     """
     m_trim_threshold, m_mmap_threshold = -1, -3
     try:
-        libc = ctypes.CDLL("libc.so.6")
-        libc.mallopt(m_mmap_threshold, 1 << 30)
-        libc.mallopt(m_trim_threshold, (1 << 31) - 1)
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
     except (OSError, AttributeError):
-        pass  # not glibc: its own habits are fine, only slower
+        return  # not glibc: its own habits are fine, only slower
+    # Older glibc takes 32 MiB at most; without a larger threshold the other setting would harm.
+    if mallopt(m_mmap_threshold, 1 << 30) or mallopt(m_mmap_threshold, 1 << 25):
+        mallopt(m_trim_threshold, (1 << 31) - 1)
 
 
 def host_facts() -> dict[str, Any]:
@@ -127,7 +148,7 @@ def host_facts() -> dict[str, Any]:
         "cpu_model": _cpuinfo("model name") or platform.processor() or platform.machine(),
         "cores_usable": usable_cores(),
         "cores_total": os.cpu_count(),
-        "memory_gb": psutil.virtual_memory().total / GIB,
+        "memory_gb": psutil.virtual_memory().total / GB,
         "os": platform.platform(),
         "python": platform.python_version(),
         "torch": _version("torch"),
@@ -155,13 +176,15 @@ def git_facts() -> dict[str, Any]:
         ).stdout.strip()
 
     try:
+        if Path(git("rev-parse", "--show-toplevel")) != here.parent:
+            return {"commit": None, "dirty": None}  # installed inside somebody else's checkout
         return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
     except (OSError, subprocess.SubprocessError):
         return {"commit": None, "dirty": None}
 
 
 def memory_gb(processes: list[psutil.Process]) -> float:
-    """Sum of the proportional set sizes, in GiB: shared pages are counted once over all."""
+    """Sum of proportional set sizes in GB (10⁹ bytes): shared pages count once over all."""
     total = 0
     for process in processes:
         try:
@@ -169,13 +192,13 @@ def memory_gb(processes: list[psutil.Process]) -> float:
             total += getattr(info, "pss", info.rss)
         except psutil.Error:
             continue  # it ended between listing and reading
-    return total / GIB
+    return total / GB
 
 
 class ResourceMonitor:
     """Samples memory and CPU time of this process and its children, once a second.
 
-    `peak_memory_gb`, `average_memory_gb`: GiB. `cpu_seconds`: user and system time since `start`.
+    Memory is in GB (10⁹ bytes); `cpu_seconds` is user and system time from `start` to `stop`.
     Earlier sessions of a resumed run are carried on through `state_dict`.
     """
 
@@ -186,6 +209,7 @@ class ResourceMonitor:
         self._earlier_cpu_seconds = 0.0
         self._process = psutil.Process()
         self._cpu_at_start = 0.0
+        self._cpu_at_stop: float | None = None
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -196,11 +220,13 @@ class ResourceMonitor:
         self._thread.start()
 
     def stop(self) -> None:
+        """Take a last sample and stop counting. Idempotent."""
         self._stop.set()
         if self._thread is not None:
             self._thread.join(timeout=5.0)
             self._thread = None
             self.sample()
+            self._cpu_at_stop = self._cpu_now()
 
     def _run(self) -> None:
         while not self._stop.wait(self.interval_seconds):
@@ -219,7 +245,8 @@ class ResourceMonitor:
 
     @property
     def cpu_seconds(self) -> float:
-        return self._earlier_cpu_seconds + self._cpu_now() - self._cpu_at_start
+        now = self._cpu_now() if self._cpu_at_stop is None else self._cpu_at_stop
+        return self._earlier_cpu_seconds + now - self._cpu_at_start
 
     def _cpu_now(self) -> float:
         seconds = 0.0

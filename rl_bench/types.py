@@ -15,7 +15,7 @@ import torch
 
 @dataclass
 class EpisodeStats:
-    """Every episode that finished, in the order of time and then of environment.
+    """Every episode that finished: worker by worker, each in the order of time, then environment.
 
     Shapes: both lists have one entry per episode. `returns` are sums of raw rewards,
     `lengths` are timesteps.
@@ -63,7 +63,7 @@ class Trajectory:
         observation_space: gymnasium.Space,
         action_space: gymnasium.Space,
     ) -> Trajectory:
-        """Reserve the memory once; floats start as NaN, so that a row never written shows."""
+        """Reserve the memory once; floats start as NaN, so that a gap shows."""
         time_first = (n_steps, num_envs)
         if isinstance(action_space, gymnasium.spaces.Discrete):
             actions = torch.full(time_first, -1, dtype=torch.int64)

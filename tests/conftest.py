@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
-# A run of a second or two: eight environments, small rollouts, a row for each update.
+# A run of a second or two: four environments, small rollouts, a row for each update.
 SMALL = (
     "--num-envs", "4", "--n-steps", "16", "--batch-size", "32", "--n-epochs", "2",
     "--log-interval", "1", "--num-threads", "1",
@@ -32,6 +33,7 @@ class Script:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.env = dict(os.environ, PYTHONPATH=str(ROOT))
+        self.started: list[subprocess.Popen] = []
 
     def command(self, script: str, *args: str) -> list[str]:
         return [sys.executable, str(ROOT / script), *map(str, args)]
@@ -48,7 +50,7 @@ class Script:
         )
 
     def start(self, script: str, *args: str) -> subprocess.Popen:
-        return subprocess.Popen(
+        process = subprocess.Popen(
             self.command(script, *args),
             cwd=self.directory,
             env=self.env,
@@ -59,11 +61,22 @@ class Script:
             # pytest may ignore SIGINT when it runs in the background; the child must not.
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         )
+        self.started.append(process)
+        return process
+
+    def end_all(self) -> None:
+        """A failed test must not leave a run behind."""
+        for process in self.started:
+            if process.poll() is None:
+                process.kill()
+                process.wait(timeout=10)
 
 
 @pytest.fixture
-def script(tmp_path: Path) -> Script:
-    return Script(tmp_path)
+def script(tmp_path: Path) -> Iterator[Script]:
+    script = Script(tmp_path)
+    yield script
+    script.end_all()
 
 
 def read_json(path: Path) -> Any:

@@ -24,7 +24,7 @@ def clip_and_step(
     """
     require_finite(loss, what="the loss", update=update)
     optimiser.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     parameters = [p for group in optimiser.param_groups for p in group["params"]]
     norm = torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm, foreach=True)
     require_finite(norm, what="the gradient", update=update)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 
 import torch
@@ -11,10 +10,10 @@ from rl_bench import system
 from rl_bench.agents.base import Agent
 from rl_bench.agents.ppo import PPO
 from rl_bench.benchmark.mode import Mode
-from rl_bench.config import Config, check_batches
-from rl_bench.envs import check_env, is_procgen, make_vector_env
+from rl_bench.config import Config, EnvConfig, check_batches
+from rl_bench.envs import canonical_name, check_env, is_procgen, make_vector_env
 from rl_bench.errors import ConfigError
-from rl_bench.nets import ActorCritic
+from rl_bench.nets import ActorCritic, check_spaces
 from rl_bench.rollout.sequential import SequentialSource
 from rl_bench.rollout.source import Source
 from rl_bench.rollout.worker import RolloutWorker, WorkerSeeds
@@ -33,7 +32,7 @@ def resolve(config: Config, mode: Mode) -> Config:
 
     Raises: ConfigError.
     """
-    check_env(config.env)
+    check_spaces(*check_env(config.env), config.model.encoder)
     if mode.algorithm == "ppo":
         check_batches(config)
     training = config.training
@@ -48,11 +47,11 @@ def resolve(config: Config, mode: Mode) -> Config:
     )
 
 
-def build(config: Config, mode: Mode, plan: system.CpuPlan) -> Parts:
+def build(config: Config, mode: Mode, plan: system.CpuPlan, *, resumes: int = 0) -> Parts:
     """Make everything of a resolved configuration, seeded. Raises: ConfigError."""
     assert mode.rollouts == "sequential", mode
     torch.manual_seed(config.env.seed)
-    seeds = WorkerSeeds.of(config.env.seed, 0)
+    seeds = WorkerSeeds.of(config.env.seed, 0, resumes)
     env = make_vector_env(
         config.env, config.training.num_envs, seed=seeds.env, num_threads=plan.env_threads
     )
@@ -64,7 +63,11 @@ def build(config: Config, mode: Mode, plan: system.CpuPlan) -> Parts:
         precision=config.hardware.precision,
     )
     worker = RolloutWorker(
-        env, net.acting_copy(), n_steps=config.training.n_steps, seed=seeds.sampling
+        env,
+        net.acting_copy(),
+        n_steps=config.training.n_steps,
+        seed=seeds.sampling,
+        description=describe(config.env),
     )
     return Parts(
         source=SequentialSource([worker]),
@@ -84,8 +87,11 @@ def make_agent(net: ActorCritic, config: Config, mode: Mode) -> Agent:
     raise ConfigError(f"there is no algorithm '{mode.algorithm}' here")
 
 
-def require_python() -> None:
-    """Raises: ConfigError outside Python 3.10 to 3.12."""
-    if not (3, 10) <= sys.version_info[:2] <= (3, 12):
-        version = ".".join(map(str, sys.version_info[:3]))
-        raise ConfigError(f"Python 3.10, 3.11 or 3.12 is needed, this is {version}")
+def describe(config: EnvConfig) -> str:
+    """An environment and its options, for messages."""
+    if not is_procgen(config.name):
+        return config.name
+    return (
+        f"{canonical_name(config.name)} ({config.distribution_mode}, "
+        f"{config.num_levels} levels from {config.start_level})"
+    )

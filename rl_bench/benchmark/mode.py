@@ -48,7 +48,7 @@ class RunPaths:
 
     @classmethod
     def of(cls, config: LoggingConfig, mode: Mode) -> RunPaths:
-        """An output directory holds everything; without one the two folders of the guide do."""
+        """An output directory holds everything; without one, ./checkpoints and ./logs do."""
         root = Path(config.output_dir) if config.output_dir else None
         checkpoints = root / "checkpoints" if root else Path("checkpoints") / mode.stem
         logs = (Path(config.log_dir) if config.log_dir else (root or Path()) / "logs") / mode.name
@@ -78,12 +78,12 @@ class RunPaths:
 
     def roots(self) -> list[Path]:
         """The directories to lock: one does for what lies inside another."""
-        directories = sorted({self.results, self.checkpoints})
+        directories = sorted({self.results, self.checkpoints, self.logs})
         return [d for d in directories if not any(o in d.parents for o in directories)]
 
-    def files(self) -> list[Path]:
-        """What a run writes apart from its checkpoints and TensorBoard's events."""
+    def results_files(self) -> list[Path]:
+        """What marks a run: its files apart from checkpoints, TensorBoard's events and run.log."""
         return [
             self.config, self.benchmark_metrics, self.training_summary, self.metrics,
-            self.metrics_rows, self.logs / "run.log",
+            self.metrics_rows,
         ]  # fmt: skip

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 
 import numpy as np
@@ -25,7 +24,7 @@ MILLION = 1e6
 
 @dataclass
 class Measured:
-    """Everything a result is made from, at the moment the window closed."""
+    """Everything a result is made from, when its window has closed."""
 
     mode: Mode
     config: Config
@@ -38,8 +37,10 @@ class Measured:
     unfinished_episodes: int
     num_workers: int
     setup_seconds: float
-    start_time: datetime
+    start_time: str
+    end_time: str
     resumes: int
+    git: Mapping[str, Any]
 
 
 def benchmark_metrics(run: Measured, *, status: str, error: str | None) -> dict[str, Any]:
@@ -53,8 +54,8 @@ def benchmark_metrics(run: Measured, *, status: str, error: str | None) -> dict[
         "training_mode": run.mode.rollouts,
         "status": status,
         "error": error,
-        "start_time": run.start_time.isoformat(timespec="seconds"),
-        "end_time": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "start_time": run.start_time,
+        "end_time": run.end_time,
         "duration_hours": seconds / SECONDS_PER_HOUR,
         "elapsed_seconds": seconds,
         "setup_seconds": run.setup_seconds,
@@ -72,7 +73,7 @@ def benchmark_metrics(run: Measured, *, status: str, error: str | None) -> dict[
         "worker_seconds": dict(run.worker_seconds),
         "cpu_plan": run.plan.to_dict(),
         "system": system.host_facts(),
-        "git": system.git_facts(),
+        "git": dict(run.git),
         "config": run.config.to_dict(),
     }
 

@@ -11,16 +11,15 @@ from datetime import datetime
 from typing import Any
 
 from rl_bench import storage, system
-from rl_bench.benchmark import result, session
+from rl_bench.benchmark import result
+from rl_bench.benchmark.banner import banner
 from rl_bench.benchmark.build import Parts, build, resolve
-from rl_bench.benchmark.mode import Mode, RunPaths
-from rl_bench.benchmark.session import Checkpointed
-from rl_bench.config import Config
-from rl_bench.config_files import Layer, build_config, to_yaml
+from rl_bench.benchmark.mode import Mode
+from rl_bench.benchmark.session import Session, open_session, refuse_other_shapes
+from rl_bench.config_files import Layer, to_yaml
 from rl_bench.errors import RlBenchError, StorageError, TrainingError
 from rl_bench.interrupts import Interrupted, SignalGuard
 from rl_bench.training import checkpoint
-from rl_bench.training.checkpoint import CheckpointDirectory
 from rl_bench.training.console import Console
 from rl_bench.training.loop import train
 from rl_bench.training.recorder import Recorder
@@ -48,20 +47,13 @@ def run(request: Request, guard: SignalGuard) -> int:
     Raises: ConfigError, CheckpointError before anything is trained; other RlBenchErrors after
     the results were written with their status.
     """
-    mode = request.mode
-    paths = RunPaths.of(build_config(request.settings).logging, mode)
-    found = session.find_checkpoint(request.resume, paths, mode) if request.resume else None
-    if found is None:
-        config = build_config(request.settings)
-    else:
-        config = session.resumed_config(found, request.settings, mode)
-    config = resolve(config, mode)
-    locks = [storage.DirectoryLock(directory) for directory in paths.roots()]
+    session = open_session(request.mode, request.settings, request.resume, request.overwrite)
+    session.config = resolve(session.config, request.mode)
+    locks: list[storage.DirectoryLock] = []
     try:
-        session.check_directory(
-            paths, mode, resuming=found is not None, overwrite=request.overwrite
-        )
-        return Run(request, config, paths, guard, found).execute()
+        locks += [storage.DirectoryLock(directory) for directory in session.paths.roots()]
+        session.refuse_to_mix_runs()
+        return Run(request, session, guard).execute()
     finally:
         for lock in locks:
             lock.release()
@@ -73,36 +65,37 @@ class Run:
     def __init__(
         self,
         request: Request,
-        config: Config,
-        paths: RunPaths,
+        session: Session,
         guard: SignalGuard,
-        found: Checkpointed | None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.request, self.mode, self.config, self.paths = request, request.mode, config, paths
-        self.guard, self.found = guard, found
-        self.start_time = datetime.now().astimezone()
-        self.resumes = found.state["resumes"] + 1 if found else 0
-        self.plan = system.plan_cpus(config.hardware.num_threads)
+        self.request, self.session, self.guard = request, session, guard
+        self.mode, self.config, self.paths = session.mode, session.config, session.paths
+        state = session.found.state if session.found else None
+        self.start_time = state["start_time"] if state else _now()
+        self.resumes = state["resumes"] + 1 if state else 0
+        self.git = system.git_facts()  # now: the code may change while it runs
+        self.plan = system.plan_cpus(self.config.hardware.num_threads)
         self.stopwatch = Stopwatch(clock)
         self.monitor = system.ResourceMonitor()
-        self.checkpoints = CheckpointDirectory(
-            paths.checkpoints, self.mode.stem, config.training.keep_checkpoints
-        )
         counters = Counters()
         self.limit = self._make_limit(counters)
+        self.stop = Stop(self.limit, guard.requested)
         self.console = Console(self.limit)
         self.recorder = Recorder(
-            log_dir=paths.logs,
-            log_interval=config.training.log_interval,
+            log_dir=self.paths.logs,
+            log_interval=self.config.training.log_interval,
             stopwatch=self.stopwatch,
             monitor=self.monitor,
             reporter=self.console,
             counters=counters,
         )
-        self.stop = Stop(self.limit, guard.requested)
         self.parts: Parts | None = None
         self.setup_seconds: float | None = None  # known once the window is open
+        if state:
+            self.recorder.load_state_dict(state["recorder"])
+            self.stopwatch.load_state_dict(state["stopwatch"])
+            self.monitor.load_state_dict(state["monitor"])
 
     def _make_limit(self, counters: Counters) -> Limit:
         if self.mode.timed:
@@ -110,44 +103,30 @@ class Run:
         return TimestepLimit(counters, self.config.training.total_timesteps)
 
     def execute(self) -> int:
-        """Build, train, save, write. Returns 0, 130 or 143."""
-        if self.found and self._restore_counters_and_is_finished():
+        """Build, train, write, save. Returns 0, or 130 or 143 after a signal."""
+        if self.session.found and self._is_finished(self.session.found.path):
             return 0
-        handler = self._log_to_file()
-        status, error = "failed", None
-        try:
-            self._banner()
-            self._prepare()
-            self._train()
-            status = "completed" if self.stop.completed() else "interrupted"
-        except Exception as exception:
-            error = f"{type(exception).__name__}: {exception}"
-            logger.debug("the run failed", exc_info=True)
-            if isinstance(exception, RlBenchError):
+        with self._log_to_file():
+            try:
+                self.console.block(*banner(self.mode, self.config, self.plan, self.paths))
+                self._prepare()
+                completed = self._train()
+                self._conclude("completed" if completed else "interrupted")
+            except Exception as error:
+                raise self._failed(error) from error
+            except Interrupted as interrupted:
+                self._write_results_if_open("interrupted", str(interrupted))
                 raise
-            where = self.paths.logs / "run.log"
-            raise TrainingError(f"unexpected {error}; the traceback is in '{where}'") from exception
-        except Interrupted as exception:
-            status, error = "interrupted", str(exception)
-            raise
-        finally:
-            self._finish(status, error)
-            logging.getLogger("rl_bench").removeHandler(handler)
-            with contextlib.suppress(OSError):  # a full disk is reported by what filled it
-                handler.close()
-        return self.guard.exit_code if status == "interrupted" else 0
+            finally:
+                self._close()
+        return self.guard.exit_code
 
-    def _restore_counters_and_is_finished(self) -> bool:
-        assert self.found is not None
-        state = self.found.state
-        self.recorder.load_state_dict(state["recorder"])
-        self.stopwatch.load_state_dict(state["stopwatch"])
-        self.monitor.load_state_dict(state["monitor"])
+    def _is_finished(self, path: Any) -> bool:
         self.stopwatch.start()
         if not self.stop.completed():
             return False
         self.console.line(
-            f"Nothing to do: '{self.found.path}' has reached its budget of "
+            f"Nothing to do: '{path}' has reached its budget of "
             f"{self.limit.limit:,.0f} {self.limit.unit}; a larger one continues it."
         )
         return True
@@ -155,56 +134,75 @@ class Run:
     def _prepare(self) -> None:
         """Everything that is set-up: it is measured apart from the window."""
         system.prepare_process(self.plan.learner_threads)
-        self.parts = build(self.config, self.mode, self.plan)
-        if self.found is not None:
-            state = self.found.state
-            session.refuse_other_shapes(state, self.parts.identity)
-            self.parts.agent.load_state_dict(state["agent"])
-            self.parts.source.load_state_dict(state["source"])
-            checkpoint.restore_global_random_state(state["random"])
-            self.console.line(
-                f"Resumed from '{self.found.path}' at {state['timesteps']:,} timesteps"
-            )
+        self.parts = build(self.config, self.mode, self.plan, resumes=self.resumes)
+        if self.session.found is not None:
+            self._restore(self.parts, self.session.found.state)
         self.parts.source.publish(
             self.parts.agent.weights(), version=self.recorder.counters.updates
         )
+        self.session.clear()
         comment = f"The resolved configuration of one run. To repeat it:\n{self.request.command}"
         storage.write_text(self.paths.config, to_yaml(self.config, comment=comment))
         self.monitor.start()
-        self.setup_seconds = time.perf_counter() - self.request.started
-        self.stopwatch.start()
         self.recorder.open()
         self.console.start()
+        self.setup_seconds = time.perf_counter() - self.request.started
         self.guard.graceful = True
+        self.stopwatch.start()
 
-    def _train(self) -> None:
-        assert self.parts is not None
-        train(
-            source=self.parts.source,
-            agent=self.parts.agent,
-            stop=self.stop,
-            recorder=self.recorder,
-            saver=self,
-            stopwatch=self.stopwatch,
+    def _restore(self, parts: Parts, state: dict[str, Any]) -> None:
+        refuse_other_shapes(state, parts.identity)
+        parts.agent.load_state_dict(state["agent"])
+        parts.source.load_state_dict(state["source"])
+        checkpoint.restore_global_random_state(state["random"])
+        assert self.session.found is not None
+        self.console.line(
+            f"Resumed from '{self.session.found.path}' at {state['timesteps']:,} timesteps"
         )
-        if self.stop.completed():
-            self.checkpoints.write_final(self._state())
+
+    def _train(self) -> bool:
+        """Run the loop and close the window; returns whether the budget was spent."""
+        assert self.parts is not None
+        try:
+            train(
+                source=self.parts.source,
+                agent=self.parts.agent,
+                stop=self.stop,
+                recorder=self.recorder,
+                saver=self,
+                stopwatch=self.stopwatch,
+            )
+            return self.stop.completed()
+        finally:
+            self.stopwatch.stop()
+            self.monitor.stop()
+
+    def _conclude(self, status: str) -> None:
+        """Results first: the last checkpoint seals the run, after it a resume changes nothing."""
+        document = self._write_results(status, error=None)
+        timesteps = self.recorder.counters.timesteps
+        if status == "completed":
+            self.session.checkpoints.write_final(self._state())
         else:
-            self.checkpoints.write_step(self.recorder.counters.timesteps, self._state())
+            self.session.checkpoints.write_step(timesteps, self._state())
+        self.console.finish()
+        self.console.summary(document, str(self.paths.results))
 
     def save_if_due(self) -> None:
         interval = self.config.training.save_interval
         if interval and self.recorder.counters.updates % interval == 0:
-            self.checkpoints.write_step(self.recorder.counters.timesteps, self._state())
+            timesteps = self.recorder.counters.timesteps
+            self.session.checkpoints.write_step(timesteps, self._state())
 
     def _state(self) -> dict[str, Any]:
         assert self.parts is not None
         return {
             "timesteps": self.recorder.counters.timesteps,
+            "start_time": self.start_time,
+            "resumes": self.resumes,
             "mode": vars(self.mode),
             "identity": self.parts.identity,
             "config": self.config.to_dict(),
-            "resumes": self.resumes,
             "agent": self.parts.agent.state_dict(),
             "source": self.parts.source.state_dict(),
             "recorder": self.recorder.state_dict(),
@@ -213,23 +211,25 @@ class Run:
             "random": checkpoint.global_random_state(),
         }
 
-    def _finish(self, status: str, error: str | None) -> None:
-        """Close what is open, write what is known. Runs after success, failure and Ctrl+C."""
-        self.console.finish()
-        self.monitor.stop()
+    def _failed(self, error: Exception) -> RlBenchError:
+        """Put the traceback into run.log and the results on disk; returns what to tell the user."""
+        logger.debug("the run failed", exc_info=error)
+        self._write_results_if_open("failed", f"{type(error).__name__}: {error}")
+        if isinstance(error, RlBenchError):
+            return error
+        where = self.paths.logs / "run.log"
+        return TrainingError(
+            f"unexpected {type(error).__name__}: {error}; the traceback is in '{where}'"
+        )
+
+    def _write_results_if_open(self, status: str, error: str) -> None:
+        """After a failure: what made the run fail is what the user has to know, not this."""
+        if self.setup_seconds is None:
+            return
         try:
-            if self.setup_seconds is not None:
-                document = self._write_results(status, error)
-                self.console.summary(document, str(self.paths.results))
+            self._write_results(status, error)
         except StorageError:
-            if status != "failed":
-                raise
-            # What made the run fail is what the user has to know; this is its echo.
             logger.debug("the results could not be written either", exc_info=True)
-        finally:
-            self.recorder.close()
-            if self.parts is not None:
-                self.parts.source.close()
 
     def _write_results(self, status: str, error: str | None) -> dict[str, Any]:
         assert self.parts is not None and self.setup_seconds is not None
@@ -246,37 +246,37 @@ class Run:
             num_workers=self.parts.num_workers,
             setup_seconds=self.setup_seconds,
             start_time=self.start_time,
+            end_time=_now(),
             resumes=self.resumes,
+            git=self.git,
         )
         return result.write(measured, self.paths, status=status, error=error)
 
-    def _banner(self) -> None:
-        config, training = self.config, self.config.training
-        budget = (
-            f"Duration: {training.duration_hours:g} hours"
-            if self.mode.timed
-            else f"Total timesteps: {training.total_timesteps:,}"
-        )
-        self.console.block(self.mode.title, [
-            f"Environment: {session.canonical_env_name(config.env.name)}",
-            f"Num environments: 1 worker × {training.num_envs} = {training.num_envs}",
-            budget,
-            f"Device: {config.hardware.device} ({config.hardware.precision}, "
-            f"{self.plan.learner_threads} of {self.plan.usable_cores} usable cores)",
-            f"Seed: {config.env.seed}",
-            f"Output: {self.paths.results}",
-        ])  # fmt: skip
-        if self.plan.learner_threads > self.plan.usable_cores:
-            logger.warning(
-                "%d threads on %d usable cores will slow each other down; "
-                "leave --num-threads out for the best number",
-                self.plan.learner_threads,
-                self.plan.usable_cores,
-            )
+    def _close(self) -> None:
+        self.console.finish()
+        self.monitor.stop()
+        self.recorder.close()
+        if self.parts is not None:
+            self.parts.source.close()
 
-    def _log_to_file(self) -> logging.Handler:
-        self.paths.logs.mkdir(parents=True, exist_ok=True)
-        handler = logging.FileHandler(self.paths.logs / "run.log", encoding="utf-8")
+    @contextlib.contextmanager
+    def _log_to_file(self) -> Any:
+        """Everything that is logged also goes to the run's `run.log`. Raises: StorageError."""
+        try:
+            self.paths.logs.mkdir(parents=True, exist_ok=True)
+            handler = logging.FileHandler(self.paths.logs / "run.log", encoding="utf-8")
+        except OSError as error:
+            raise StorageError(f"cannot write to '{self.paths.logs}': {error.strerror}") from error
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         logging.getLogger("rl_bench").addHandler(handler)
-        return handler
+        try:
+            yield
+        finally:
+            logging.getLogger("rl_bench").removeHandler(handler)
+            with contextlib.suppress(OSError):  # a full disk is reported by what filled it
+                handler.close()
+
+
+def _now() -> str:
+    """Local time with its offset, ISO 8601."""
+    return datetime.now().astimezone().isoformat(timespec="seconds")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from gymnasium import Space
+
 from rl_bench.config import EnvConfig
 from rl_bench.envs import gymnasium, procgen, toy
 from rl_bench.envs.base import Step, VectorEnv
 
-__all__ = ["Step", "VectorEnv", "check_env", "is_procgen", "make_vector_env"]
+__all__ = ["Step", "VectorEnv", "canonical_name", "check_env", "is_procgen", "make_vector_env"]
 
 
 def is_procgen(name: str) -> bool:
@@ -14,14 +16,25 @@ def is_procgen(name: str) -> bool:
     return procgen.game_of(name) is not None
 
 
-def check_env(config: EnvConfig) -> None:
-    """Refuse what cannot be made, before anything is made. Raises: ConfigError."""
+def canonical_name(name: str) -> str:
+    """One name for the three that a Procgen game has; other ids as they are."""
+    game = procgen.game_of(name)
+    return f"procgen-{game}-v0" if game else name
+
+
+def check_env(config: EnvConfig) -> tuple[Space, Space]:
+    """Refuse what cannot be made, before anything is made; else what it observes and does.
+
+    Raises: ConfigError.
+    """
     if is_procgen(config.name):
         procgen.check(config)
-    elif config.name.startswith("toy-"):
+        return procgen.FRAMES, procgen.ACTIONS
+    if config.name.startswith("toy-"):
         toy.check(config.name)
-    else:
-        gymnasium.check(config.name)
+        env = toy.TOYS[config.name](1, seed=0)
+        return env.observation_space, env.action_space
+    return gymnasium.spaces_of(config.name)
 
 
 def make_vector_env(

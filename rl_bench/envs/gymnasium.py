@@ -14,17 +14,26 @@ from rl_bench.envs.base import Step
 from rl_bench.errors import ConfigError
 
 
-def check(name: str) -> None:
-    """Raises: ConfigError when Gymnasium does not know the id or cannot make it."""
+def spaces_of(name: str) -> tuple[gymnasium.Space, gymnasium.Space]:
+    """Spaces of observations and actions.
+
+    Raises: ConfigError when Gymnasium does not know the id or cannot make it.
+    """
     try:
-        gymnasium.make(name).close()
+        env = gymnasium.make(name)
+        env.close()
     except gymnasium.error.DependencyNotInstalled as error:
         raise ConfigError(f"env.name: '{name}' needs a package that is missing: {error}") from error
     except (gymnasium.error.Error, ModuleNotFoundError) as error:
-        first_line = str(error).splitlines()[0]
+        first_line = (str(error) or type(error).__name__).splitlines()[0]
         raise ConfigError(
             f"env.name: '{name}' is neither a Procgen game nor a Gymnasium id: {first_line}"
         ) from error
+    except Exception as error:  # whatever somebody's environment raises when it is made
+        raise ConfigError(
+            f"env.name: '{name}' cannot be made: {type(error).__name__}: {error}"
+        ) from error
+    return _float32(env.observation_space), env.action_space
 
 
 class GymnasiumVectorEnv:

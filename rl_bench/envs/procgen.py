@@ -71,6 +71,10 @@ def check(config: EnvConfig) -> None:
         )
 
 
+FRAMES = gymnasium.spaces.Box(0, 255, (64, 64, 3), np.uint8)
+ACTIONS = gymnasium.spaces.Discrete(NUM_ACTIONS)
+
+
 class ProcgenVectorEnv:
     """B copies of one Procgen game. Seeded completely: `seed` chooses the sequence of levels.
 
@@ -78,14 +82,19 @@ class ProcgenVectorEnv:
     Raises: ConfigError from `check`.
     """
 
-    observation_space: gymnasium.Space = gymnasium.spaces.Box(0, 255, (64, 64, 3), np.uint8)
-    action_space: gymnasium.Space = gymnasium.spaces.Discrete(NUM_ACTIONS)
+    observation_space: gymnasium.Space = FRAMES
+    action_space: gymnasium.Space = ACTIONS
 
     def __init__(self, config: EnvConfig, num_envs: int, *, seed: int, num_threads: int) -> None:
         check(config)
         _silence_gym_notice()
-        from procgen import ProcgenGym3Env
-
+        try:
+            from procgen import ProcgenGym3Env
+        except ImportError as error:
+            raise ConfigError(
+                f"env.name: '{config.name}' needs the package procgen ({error}); "
+                "pip install -r requirements.txt"
+            ) from error
         self.num_envs = num_envs
         self._no_final_obs: dict[int, np.ndarray] = {}
         self._never = np.zeros(num_envs, dtype=bool)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import gymnasium
 import numpy as np
 from gymnasium.spaces import Box, Discrete
 
-from rl_bench.envs.base import Step
+from rl_bench.envs.base import Step, VectorEnv
 from rl_bench.errors import ConfigError
 
 
@@ -115,7 +115,7 @@ class NanEnv(CountingEnv):
         return obs
 
 
-TOYS = {
+TOYS: dict[str, Callable[..., VectorEnv]] = {
     "toy-counting": CountingEnv,
     "toy-identity": IdentityEnv,
     "toy-crashing": CrashingEnv,

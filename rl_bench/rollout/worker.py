@@ -27,8 +27,13 @@ class WorkerSeeds:
     sampling: int
 
     @classmethod
-    def of(cls, seed: int, index: int) -> WorkerSeeds:
-        env, sampling = np.random.SeedSequence([seed, index]).generate_state(2)
+    def of(cls, seed: int, index: int, resumes: int = 0) -> WorkerSeeds:
+        """A resumed run differs, lest environments without snapshots repeat their first episodes.
+
+        Those with snapshots take all of their state from them.
+        """
+        entropy = [seed, index, resumes] if resumes else [seed, index]
+        env, sampling = np.random.SeedSequence(entropy).generate_state(2)
         return cls(int(env), int(sampling))
 
 
@@ -39,8 +44,11 @@ class RolloutWorker:
     finite.
     """
 
-    def __init__(self, env: VectorEnv, policy: ActorCritic, *, n_steps: int, seed: int) -> None:
+    def __init__(
+        self, env: VectorEnv, policy: ActorCritic, *, n_steps: int, seed: int, description: str = ""
+    ) -> None:
         self.env = env
+        self.description = description
         self.policy = policy
         self.n_steps = n_steps
         self.version = 0
@@ -86,7 +94,9 @@ class RolloutWorker:
         except RlBenchError:
             raise
         except Exception as error:
-            raise WorkerError(f"the environment raised {type(error).__name__}: {error}") from error
+            raise WorkerError(
+                f"the environment {self.description} raised {type(error).__name__}: {error}"
+            ) from error
         self.simulation_seconds += time.perf_counter() - started
         return step
 
@@ -99,9 +109,9 @@ class RolloutWorker:
         ended = step.terminated | step.truncated
         if not ended.any():
             return
-        for index, final_obs in step.final_obs.items():
-            value = self.policy(torch.from_numpy(final_obs).unsqueeze(0))[1]
-            out.final_values[t, index] = value[0]
+        if step.final_obs:
+            last_frames = torch.from_numpy(np.stack(list(step.final_obs.values())))
+            out.final_values[t, list(step.final_obs)] = self.policy(last_frames)[1]
         episodes.returns += self.episode_returns[ended].tolist()
         episodes.lengths += self.episode_lengths[ended].tolist()
         self.episode_returns[ended] = 0.0
@@ -124,11 +134,15 @@ class RolloutWorker:
             "episode_lengths": torch.from_numpy(self.episode_lengths.copy()),
             "generator": self.generator.get_state(),
             "version": self.version,
+            "simulation_seconds": self.simulation_seconds,
+            "inference_seconds": self.inference_seconds,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.generator.set_state(state["generator"])
         self.version = state["version"]
+        self.simulation_seconds = state["simulation_seconds"]
+        self.inference_seconds = state["inference_seconds"]
         if state["env_states"] is None:
             logger.warning(
                 "this environment gives no snapshots: its episodes start anew, "

@@ -31,6 +31,10 @@ MARKER = b"rlbench1"
 DIGEST_SIZE = hashlib.sha256().digest_size
 
 
+class DamagedCheckpoint(CheckpointError):
+    """It cannot be read or trusted; an earlier one may do."""
+
+
 def write(path: Path, state: Mapping[str, Any]) -> None:
     """Write a checkpoint whole or not at all. Raises: StorageError."""
     buffer = io.BytesIO()
@@ -47,19 +51,19 @@ def read(path: Path) -> dict[str, Any]:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise CheckpointError(f"cannot read checkpoint '{path}': {error.strerror}") from error
+        raise DamagedCheckpoint(f"cannot read checkpoint '{path}': {error.strerror}") from error
     footer = DIGEST_SIZE + len(MARKER)
     if data[-len(MARKER) :] != MARKER:
-        raise CheckpointError(
+        raise DamagedCheckpoint(
             f"'{path}' is not a whole rl_bench checkpoint (its end is missing or foreign)"
         )
     body, digest = data[:-footer], data[-footer : -len(MARKER)]
     if hashlib.sha256(body).digest() != digest:
-        raise CheckpointError(f"checkpoint '{path}' is damaged: its checksum does not match")
+        raise DamagedCheckpoint(f"checkpoint '{path}' is damaged: its checksum does not match")
     try:
         state = torch.load(io.BytesIO(body), weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, zipfile.BadZipFile) as error:
-        raise CheckpointError(
+        raise DamagedCheckpoint(
             f"checkpoint '{path}' holds something other than data and was refused"
         ) from error
     if not isinstance(state, dict) or state.get("format_version") != FORMAT_VERSION:
@@ -97,7 +101,8 @@ class CheckpointDirectory:
         path = self.step_path(timesteps)
         write(path, state)
         if self.keep:
-            for _, old in self.steps()[max(2, self.keep) :]:
+            older = [old for steps, old in self.steps() if steps < timesteps]
+            for old in older[max(2, self.keep) - 1 :]:
                 old.unlink(missing_ok=True)
         return path
 
@@ -105,11 +110,11 @@ class CheckpointDirectory:
         write(self.final_path, state)
         return self.final_path
 
-    def newest(self) -> tuple[Path, dict[str, Any]] | None:
+    def newest(self, *, warn: bool = True) -> tuple[Path, dict[str, Any]] | None:
         """The newest checkpoint that is whole; None where there is no checkpoint at all.
 
         Every damaged one on the way is named in a warning. Raises: CheckpointError when all are
-        damaged: a run is never silently begun anew.
+        damaged, for a run is never silently begun anew, or when one is of another format.
         """
         paths = [path for _, path in self.steps()]
         if self.final_path.exists():
@@ -118,8 +123,9 @@ class CheckpointDirectory:
         for path in paths:
             try:
                 state = read(path)
-            except CheckpointError as error:
-                logger.warning("%s; taking the one before it", error)
+            except DamagedCheckpoint as error:
+                if warn:
+                    logger.warning("%s; taking the one before it", error)
                 continue
             if best is None or state["timesteps"] > best[1]["timesteps"]:
                 best = (path, state)

@@ -5,6 +5,7 @@ On a terminal a tqdm bar with the time left; through a pipe or under nohup plain
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, TextIO
@@ -12,7 +13,6 @@ from typing import Any, TextIO
 from tqdm import tqdm
 
 from rl_bench.training.stopping import SECONDS_PER_HOUR, Limit
-from rl_bench.types import Counters
 
 WIDTH = 70
 
@@ -24,13 +24,22 @@ class Console:
         self.limit = limit
         self.stream = stream or sys.stdout
         self._bar: tqdm | None = None
+        self._reader_is_gone = False
 
     def line(self, text: str = "") -> None:
+        """Show a line. Once nobody reads any more (`| head`, a closed terminal), say nothing."""
+        if self._reader_is_gone:
+            return
         text = _encodable(text, getattr(self.stream, "encoding", None) or "utf-8")
-        if self._bar is not None:
-            self._bar.write(text, file=self.stream)
-        else:
-            print(text, file=self.stream, flush=True)
+        try:
+            if self._bar is not None:
+                self._bar.write(text, file=self.stream)
+            else:
+                print(text, file=self.stream, flush=True)
+        except OSError:
+            self._reader_is_gone = True
+            self._bar = None
+            _discard_buffered(self.stream)
 
     def block(self, title: str, lines: Sequence[str]) -> None:
         for text in ["=" * WIDTH, title, "=" * WIDTH, *lines, "=" * WIDTH]:
@@ -50,8 +59,8 @@ class Console:
                 bar_format=TIMED_BAR if timed else None,
             )
 
-    def tick(self, counters: Counters) -> None:
-        if self._bar is not None:
+    def tick(self) -> None:
+        if self._bar is not None and not self._reader_is_gone:
             spent = min(round(self.limit.reached()), round(self.limit.limit))
             self._bar.update(spent - self._bar.n)
 
@@ -101,6 +110,16 @@ class Console:
 
 
 TIMED_BAR = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} s [{elapsed}<{remaining}]"
+
+
+def _discard_buffered(stream: TextIO) -> None:
+    """Point a broken stream at nothing, or Python would complain about it once more at exit."""
+    try:
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, stream.fileno())
+        os.close(null)
+    except (OSError, ValueError):
+        pass  # not a real file: nothing is buffered below it
 
 
 def _encodable(text: str, encoding: str) -> str:

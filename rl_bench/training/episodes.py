@@ -35,11 +35,9 @@ class EpisodeTracker:
                 self.first.append(episode_return)
             self.returns.append(episode_return)
             self.lengths.append(length)
-            self.best_episode = max(episode_return, self.best_episode or episode_return)
-            if self.count <= WINDOW:
-                self.best_mean = self.mean()
-            else:
-                self.best_mean = max(self.best_mean or -np.inf, self.mean() or -np.inf)
+            self.best_episode = _highest(self.best_episode, episode_return)
+            window_is_full = self.count > WINDOW
+            self.best_mean = _highest(self.best_mean if window_is_full else None, self.mean())
 
     def mean(self) -> float | None:
         return _mean(self.returns)
@@ -64,6 +62,12 @@ class EpisodeTracker:
         self.returns = deque(state["returns"], maxlen=WINDOW)
         self.lengths = deque(state["lengths"], maxlen=WINDOW)
         self.first = list(state["first"])
+
+
+def _highest(best: float | None, candidate: float | None) -> float | None:
+    if best is None or candidate is None:
+        return candidate
+    return max(best, candidate)
 
 
 def _mean(values: deque | list) -> float | None:

@@ -11,12 +11,13 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TextIO
 
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from rl_bench.errors import StorageError
+from rl_bench.storage import write_text
 from rl_bench.system import ResourceMonitor
 from rl_bench.training.episodes import EpisodeTracker
 from rl_bench.training.stopping import Stopwatch
@@ -29,7 +30,7 @@ LEARNING_KEYS = ("policy_loss", "value_loss", "entropy")
 class ProgressReporter(Protocol):
     """Shows a run while it goes."""
 
-    def tick(self, counters: Counters) -> None:
+    def tick(self) -> None:
         """Called after every update."""
 
     def row(self, row: Row) -> None:
@@ -62,22 +63,21 @@ class Recorder:
         self._log_interval = log_interval
         self._stopwatch, self._monitor, self._reporter = stopwatch, monitor, reporter
         self._cpu_mark = (0.0, 0.0)
+        self._file: TextIO | None = None
         self._tensorboard: SummaryWriter | None = None
 
     def open(self) -> None:
         """Start writing; a resumed run drops the rows its checkpoint does not know of."""
         self.rows = [r for r in read_rows(self.path)[0] if self._known(r)]
+        write_text(self.path, "".join(json.dumps(row) + "\n" for row in self.rows))
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            lines = "".join(json.dumps(row) + "\n" for row in self.rows)
-            self.path.write_text(lines, encoding="utf-8")
-            self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 - open all run
             self._tensorboard = SummaryWriter(
                 str(self.path.parent), purge_step=self.counters.timesteps + 1, flush_secs=30
             )
+            self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 - open all run
         except OSError as error:
             raise StorageError(f"cannot write to '{self.path.parent}': {error.strerror}") from error
-        self._cpu_mark = (self._stopwatch.elapsed(), self._monitor.cpu_seconds)
+        self._cpu_mark = (self._stopwatch.elapsed_at_last_lap(), self._monitor.cpu_seconds)
 
     def _known(self, row: Row) -> bool:
         return (row.get("time/updates") or 0) <= self.counters.updates
@@ -89,7 +89,7 @@ class Recorder:
         self.episodes.add(trajectory.episodes)
         self.marks.append((self._stopwatch.elapsed(), self.counters.timesteps))
         self._remember_losses(metrics)
-        self._reporter.tick(self.counters)
+        self._reporter.tick()
         if self.counters.updates == 1 or self.counters.updates % self._log_interval == 0:
             self._write(self._make_row(metrics))
 
@@ -129,16 +129,16 @@ class Recorder:
         return {name: _finite(value) for name, value in row.items()}
 
     def _write(self, row: Row) -> None:
+        assert self._file is not None, "open() comes first"
         self.rows.append(row)
         try:
             self._file.write(json.dumps(row, allow_nan=False) + "\n")
             self._file.flush()
+            for name, value in row.items():
+                if value is not None and self._tensorboard is not None:
+                    self._tensorboard.add_scalar(name, value, int(row["time/total_timesteps"] or 0))
         except OSError as error:
             raise StorageError(f"cannot write '{self.path}': {error.strerror}") from error
-        assert self._tensorboard is not None
-        for name, value in row.items():
-            if value is not None:
-                self._tensorboard.add_scalar(name, value, int(row["time/total_timesteps"] or 0))
         self._reporter.row(row)
 
     def series(self) -> dict[str, list[float | int | None]]:
@@ -159,8 +159,9 @@ class Recorder:
         if self._tensorboard is not None:
             for file in (self._file, self._tensorboard):
                 with contextlib.suppress(OSError):
-                    file.close()
-            self._tensorboard = None
+                    if file is not None:
+                        file.close()
+            self._file = self._tensorboard = None
 
     def state_dict(self) -> dict[str, Any]:
         return {

@@ -23,10 +23,16 @@ class Stopwatch:
         self._clock = clock
         self._opened = self._last_lap = clock()
         self._earlier = 0.0
+        self._stopped = False
         self.phases = dict.fromkeys(PHASES, 0.0)
 
     def start(self) -> None:
         self._opened = self._last_lap = self._clock()
+
+    def stop(self) -> None:
+        """Close the window: what happens from now on is not measured."""
+        self.lap("record")
+        self._stopped = True
 
     def lap(self, phase: str) -> None:
         """Charge the time since the last lap to `phase`."""
@@ -36,6 +42,8 @@ class Stopwatch:
 
     def elapsed(self) -> float:
         """Seconds in the window until now, earlier sessions of a resumed run included."""
+        if self._stopped:
+            return self.elapsed_at_last_lap()
         return self._earlier + self._clock() - self._opened
 
     def elapsed_at_last_lap(self) -> float:

@@ -11,6 +11,7 @@ MISTAKES = {
     "set without value": (["--set", "training.gamma"], "expected section.key=value"),
     "unknown game": (["--env", "procgen-coinrum-v0"], "procgen-coinrun-v0"),
     "unknown id": (["--env", "NoSuchThing-v3"], "neither a Procgen game nor a Gymnasium id"),
+    "spaces without a network": (["--env", "FrozenLake-v1"], "Box is supported"),
     "unsupported mode": (["--distribution-mode", "extreme"], "it has easy, hard"),
     "level too high": (["--start-level", "2147483647"], "above the highest"),
     "negative level": (["--num-levels", "-1"], "the least is 0"),

@@ -1,5 +1,15 @@
 """What a run leaves behind, key by key, for both stop conditions."""
 
+import contextlib
+import fcntl
+import os
+import pty
+import statistics
+import struct
+import subprocess
+import termios
+from datetime import datetime
+
 import pytest
 import yaml
 
@@ -75,7 +85,13 @@ def test_benchmark_metrics(timed):
     assert result["average_fps"] == result["total_timesteps"] / result["elapsed_seconds"]
     assert result["total_timesteps"] == result["total_updates"] * 4 * 16
     assert sum(result["phases"].values()) == pytest.approx(result["elapsed_seconds"], rel=1e-6)
+    # held against clocks that the phases do not come from
+    inside = sum(result["worker_seconds"].values())
+    assert 0.5 * result["phases"]["collect"] < inside <= result["phases"]["collect"]
+    start, end = (datetime.fromisoformat(result[k]) for k in ("start_time", "end_time"))
+    assert result["elapsed_seconds"] <= (end - start).total_seconds() + 1.0  # written in seconds
     assert result["elapsed_seconds"] >= 0.0011 * 3600
+    assert result["budget"]["reached"] == result["elapsed_seconds"]
     assert result["budget"]["overshoot"] < 1.0
     assert 0.1 < result["resource_usage"]["peak_memory_gb"] < 1.2
     assert 0 < result["setup_seconds"] < 60
@@ -142,7 +158,7 @@ def _learning(rows):
     return [{k: v for k, v in r.items() if k.startswith(("train/", "rollout/"))} for r in rows]
 
 
-def test_fixed_timesteps_run_leaves_its_files_where_the_guide_says(script):
+def test_fixed_timesteps_run_leaves_its_files_in_two_folders(script):
     done = script(
         "train_ppo_sequential.py", "--env", "toy-counting", "--total-timesteps", "640",
         "--save-interval", "4", *SMALL,
@@ -174,6 +190,38 @@ def test_no_finished_episode_gives_null_and_a_count(script):
     assert "n/a (no episode finished)" in done.stdout
 
 
+def test_figures_of_a_run_that_can_be_foretold(script):
+    # The counting environment pays its clock: 4 streams, 10 updates of 16 steps.
+    done = script(
+        "train_ppo_sequential.py", "--env", "toy-counting", "--total-timesteps", "640",
+        "--output-dir", "out", *SMALL,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    result = read_json(script.directory / "out/benchmark_metrics.json")
+    rows = read_lines(script.directory / "out/logs/PPO_Sequential/metrics.jsonl")
+    performance, learning = result["performance"], result["learning"]
+    # Streams k = 0..3 (times an offset that 4 divides) end every 3, 4, 5 and 6 steps: 160 steps.
+    assert performance["num_episodes"] == 53 + 40 + 32 + 26
+    assert performance["unfinished_episodes"] == 2  # 160 = 53·3 + 1 = 26·6 + 4; 4 and 5 divide it
+    returns = sorted(
+        (start + length, k, sum(range(start + 1, start + length + 1)))
+        for k, length in enumerate((3, 4, 5, 6))
+        for start in range(0, 160 - length + 1, length)
+    )
+    by_time = [value for _, _, value in returns]
+    assert performance["initial_reward"] == pytest.approx(sum(by_time[:100]) / 100)
+    assert performance["final_reward"] == pytest.approx(sum(by_time[-100:]) / 100)
+    assert performance["best_reward"] == performance["final_reward"]
+    assert performance["best_episode_reward"] == max(by_time)
+    gain = performance["final_reward"] - performance["initial_reward"]
+    assert performance["convergence_rate"] == pytest.approx(gain / 640e-6)
+    late = [r["rollout/ep_reward_mean"] for r in rows if r["time/total_timesteps"] >= 480]
+    assert performance["reward_stability"] == pytest.approx(statistics.pstdev(late))
+    for position, row in (("first", rows[0]), ("last", rows[-1])):
+        assert learning["policy_loss"][position] == row["train/policy_loss"]
+        assert learning["entropy"][position] == -row["train/entropy_loss"]
+
+
 def test_a_budget_shorter_than_one_update_stops_at_the_first_chance(script):
     done = script(
         "train_timed.py", "--env", "toy-counting", "--duration", "1e-9", "--output-dir", "out",
@@ -184,6 +232,32 @@ def test_a_budget_shorter_than_one_update_stops_at_the_first_chance(script):
     assert result["total_updates"] <= 1
     assert result["budget"]["overshoot"] > 0
     assert result["status"] == "completed"
+
+
+def test_console_on_a_terminal(script):
+    # A pseudo-terminal: the bar is drawn, the lines stay readable above it.
+    master, slave = pty.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("4H", 24, 100, 0, 0))
+    process = subprocess.Popen(
+        script.command(
+            "train_ppo_sequential.py", "--env", "toy-counting", "--total-timesteps", "6400", *SMALL
+        ),
+        cwd=script.directory, env=script.env, stdin=subprocess.DEVNULL,
+        stdout=slave, stderr=slave,
+    )  # fmt: skip
+    os.close(slave)
+    output = b""
+    with contextlib.suppress(OSError):  # EIO: the other side is closed
+        while chunk := os.read(master, 65536):
+            output += chunk
+    assert process.wait(timeout=60) == 0
+    text = output.decode()
+    assert "\r" in text
+    assert "100%" in text
+    assert "6.40k/6.40k" in text
+    assert "Step: 6,400 | Update: 100" in text
+    assert "TRAINING SUMMARY" in text
+    os.close(master)
 
 
 def test_output_that_is_not_utf8(script):

@@ -37,7 +37,7 @@ def assert_same(a, b, path="state"):
     elif isinstance(a, dict):
         assert a.keys() == b.keys(), path
         for key in a:
-            if key != "timings":  # seconds, not learning
+            if not key.endswith("_seconds"):  # time spent, not learning
                 assert_same(a[key], b[key], f"{path}.{key}")
     elif isinstance(a, (list, tuple)):
         assert len(a) == len(b), path
@@ -147,6 +147,65 @@ def test_a_moved_run_resumes_where_it_lies(script):
     assert done.returncode == 0, done.stderr
     assert read_json(script.directory / "moved/training_summary.json")["total_timesteps"] == 1024
     assert not (script.directory / "out").exists()
+
+
+def test_a_run_killed_before_its_first_checkpoint_begins_anew(script):
+    args = (SCRIPT, "--env", "toy-counting", "--output-dir", "out", *SMALL)
+    process = script.start(*args, "--save-interval", "0", "--total-timesteps", "100000000")
+    rows = script.directory / "out/logs/PPO_Sequential/metrics.jsonl"
+    wait_for(lambda: rows.exists() and rows.stat().st_size > 0, process)
+    process.kill()
+    process.communicate(timeout=30)
+    refused = script(*args, "--total-timesteps", "128")
+    assert refused.returncode == 2
+    assert "it has no checkpoint" in refused.stderr
+    done = script(*args, "--total-timesteps", "128", "--resume")
+    assert done.returncode == 0, done.stderr
+    assert "starting anew" in done.stderr
+    assert len(read_lines(rows)) == 2
+
+
+def test_a_path_resumes_the_run_around_it(script):
+    assert start(script, "out", TOTAL, env="toy-counting").returncode == 0
+    for path in ("out", "out/checkpoints/ppo_sequential_final.pt"):
+        total = read_json(script.directory / "out/training_summary.json")["total_timesteps"]
+        more = ("--total-timesteps", str(total + UPDATE))
+        done = script(SCRIPT, "--resume", path, *more)
+        assert done.returncode == 0, done.stderr
+    assert {p.name for p in script.directory.iterdir()} == {"out"}
+    rows = read_lines(script.directory / "out/logs/PPO_Sequential/metrics.jsonl")
+    assert [row["time/updates"] for row in rows] == list(range(1, 11))
+
+
+def test_an_older_checkpoint_branches_off_into_an_empty_place_only(script):
+    assert start(script, "out", TOTAL, env="toy-counting").returncode == 0
+    older = f"out/checkpoints/ppo_sequential_step_{3 * UPDATE}.pt"
+    in_place = start(script, "out", 2 * TOTAL, "--resume", older, env="toy-counting")
+    assert in_place.returncode == 2
+    assert f"has a newer checkpoint, at {TOTAL} timesteps" in in_place.stderr
+    assert start(script, "other", TOTAL, "--seed", "9", env="toy-counting").returncode == 0
+    mixed = start(script, "other", 2 * TOTAL, "--resume", older, env="toy-counting")
+    assert mixed.returncode == 2
+    assert "'other' holds an earlier run" in mixed.stderr
+    branch = start(script, "branch", TOTAL, "--resume", older, env="toy-counting")
+    assert branch.returncode == 0, branch.stderr
+    a, b = (learned(script.directory, name) for name in ("out", "branch"))
+    assert_same(a[1:], b[1:])
+
+
+def test_a_timed_run_goes_on_with_its_window(script):
+    flags = ("--env", "toy-counting", "--output-dir", "out", *SMALL)
+    assert script("train_timed.py", *flags, "--duration", "0.0003").returncode == 0
+    first = read_json(script.directory / "out/benchmark_metrics.json")
+    again = script("train_timed.py", *flags, "--duration", "0.0003", "--resume")
+    assert "Nothing to do" in again.stdout
+    more = script("train_timed.py", *flags, "--duration", "0.0006", "--resume")
+    assert more.returncode == 0, more.stderr
+    second = read_json(script.directory / "out/benchmark_metrics.json")
+    assert second["elapsed_seconds"] >= 0.0006 * 3600 > first["elapsed_seconds"]
+    assert second["total_timesteps"] > first["total_timesteps"]
+    assert second["start_time"] == first["start_time"]
+    assert second["worker_seconds"]["simulation"] > first["worker_seconds"]["simulation"]
 
 
 def test_environments_without_snapshots_resume_with_a_warning(script):

@@ -11,10 +11,33 @@ import pytest
 from rl_bench.training import checkpoint
 from rl_bench.training.checkpoint import CheckpointDirectory
 from tests.conftest import ROOT, SMALL, read_json
-from tests.process.test_resume import wait_for
+from tests.process.test_resume import assert_same, learned, wait_for
 
 SCRIPT = "train_ppo_sequential.py"
 FOREVER = ("--total-timesteps", "1000000000", "--output-dir", "out", *SMALL)
+
+
+SIGNAL_WHILE_SAVING = """
+import os, signal, sys
+from rl_bench import storage
+replace = os.replace
+
+def replace_with_a_signal(source, target):
+    if str(target).endswith("SUFFIX"):
+        os.kill(os.getpid(), signal.SIGINT)
+    replace(source, target)
+
+storage.os.replace = replace_with_a_signal
+from rl_bench.cli import train
+sys.exit(train("ppo", "sequential", "timesteps"))
+"""
+
+
+def run_code(script, code, *args):
+    return subprocess.run(
+        [sys.executable, "-c", code, *args], cwd=script.directory, env=script.env,
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
 
 
 def rows_written(script):
@@ -37,11 +60,14 @@ def test_first_signal_saves_and_the_run_resumes(script, env, signum, code):
     steps = CheckpointDirectory(script.directory / "out/checkpoints", "ppo_sequential").steps()
     assert [t for t, _ in steps] == [result["total_timesteps"]]
     assert "TRAINING SUMMARY" in out
-    done = script(
-        SCRIPT, "--resume", "--output-dir", "out",
-        "--total-timesteps", str(result["total_timesteps"] + 64),
-    )  # fmt: skip
+    total = str(result["total_timesteps"] + 128)
+    done = script(SCRIPT, "--resume", "--output-dir", "out", "--total-timesteps", total)
     assert done.returncode == 0, done.stderr
+    whole = script(
+        SCRIPT, "--env", env, *SMALL, "--output-dir", "whole", "--total-timesteps", total
+    )
+    assert whole.returncode == 0, whole.stderr
+    assert_same(learned(script.directory, "whole"), learned(script.directory, "out"))
 
 
 def test_second_signal_ends_at_once(script):
@@ -62,6 +88,29 @@ def test_second_signal_ends_at_once(script):
     assert read_json(script.directory / "out/benchmark_metrics.json")["status"] == "interrupted"
 
 
+def test_signal_while_the_last_checkpoint_is_written(script):
+    # The run is complete and its results say so, but whoever pressed Ctrl+C sees it in the code.
+    code = SIGNAL_WHILE_SAVING.replace("SUFFIX", "_final.pt")
+    done = run_code(script, code, "--env", "toy-counting", "--total-timesteps", "128", *FOREVER[2:])
+    assert done.returncode == 130, done.stderr
+    assert read_json(script.directory / "out/benchmark_metrics.json")["status"] == "completed"
+    directory = CheckpointDirectory(script.directory / "out/checkpoints", "ppo_sequential")
+    assert directory.newest()[0] == directory.final_path
+
+
+def test_ctrl_c_that_also_ends_the_reader_of_the_output_still_saves(script):
+    process = script.start(SCRIPT, "--env", "toy-counting", *FOREVER)
+    wait_for(lambda: rows_written(script), process)
+    process.stdout.close()  # as `… 2>&1 | tee log` does when Ctrl+C reaches the whole pipeline
+    process.stderr.close()
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=30) == 130
+    result = read_json(script.directory / "out/benchmark_metrics.json")
+    assert result["status"] == "interrupted"
+    steps = CheckpointDirectory(script.directory / "out/checkpoints", "ppo_sequential").steps()
+    assert steps[0][0] == result["total_timesteps"]
+
+
 @pytest.mark.parametrize("delay", [0.4, 0.9, 1.6, 2.4])
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_signal_during_start_up(script, delay, signum, code):
@@ -76,7 +125,7 @@ def test_signal_during_start_up(script, delay, signum, code):
 @pytest.mark.parametrize(
     ("env", "message"),
     [
-        ("toy-crashing", "error: the environment raised RuntimeError: the crashing environment"),
+        ("toy-crashing", "error: the environment toy-crashing raised RuntimeError: the crashing"),
         ("toy-nan", "error: update 4: the environment gave an observation or a reward"),
     ],
 )
@@ -103,8 +152,10 @@ def test_a_second_process_is_refused(script):
     finally:
         process.kill()
         process.communicate(timeout=10)
-    assert script(SCRIPT, "--resume", "--env", "toy-counting", *FOREVER[2:],
-                  "--total-timesteps", "64").returncode == 0, "a killed holder leaves no lock"  # fmt: skip
+    done = script(
+        SCRIPT, "--resume", "--env", "toy-counting", *FOREVER[2:], "--total-timesteps", "64"
+    )
+    assert done.returncode == 0, "a killed holder leaves no lock"
 
 
 def test_no_place_to_write_is_one_line(script):
@@ -136,10 +187,7 @@ def test_a_full_disk_stops_cleanly_with_the_previous_checkpoint(script):
     # A limit on file sizes acts like a disk that becomes full and stays so: the checkpoint, the
     # metrics, the log and the results all fail to be written from then on.
     args = ["--env", "toy-counting", *FOREVER, "--save-interval", "1"]
-    done = subprocess.run(
-        [sys.executable, "-c", FULL_DISK, *args], cwd=script.directory, env=script.env,
-        capture_output=True, text=True, timeout=60,
-    )  # fmt: skip
+    done = run_code(script, FULL_DISK, *args)
     assert done.returncode == 1, done.stderr
     assert "error: cannot write 'out/checkpoints/ppo_sequential_step_192.pt'" in done.stderr
     assert len(done.stderr.splitlines()) == 1, done.stderr

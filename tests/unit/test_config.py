@@ -1,4 +1,4 @@
-"""The schema: coercion, ranges, names, precedence, and the guide's own examples."""
+"""The schema: coercion, ranges, names, precedence, and the structures that users have."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from rl_bench.errors import ConfigError
 ROOT = Path(__file__).resolve().parents[2]
 
 # The structures that users' files have, with both of the places where device and threads stand.
-GUIDE_PPO = """
+USERS_PPO = """
 env: {name: "procgen-coinrun-v0", seed: 42}
 training:
   num_envs: 64
@@ -40,7 +40,7 @@ training:
   num_threads: 16
 logging: {checkpoint_dir: "./checkpoints/ppo_sequential_ryzen7", log_dir: "./logs"}
 """
-GUIDE_IMPALA = """
+USERS_IMPALA = """
 env: {name: "procgen-coinrun-v0", seed: 42}
 training: {num_envs: 48, n_steps: 128, total_timesteps: 25_000_000, learning_rate: 0.0001}
 impala:
@@ -51,7 +51,7 @@ impala:
   max_grad_norm: 40.0
 hardware: {device: "cpu", num_threads: 16}
 """
-GUIDE_PARALLEL = """
+USERS_PARALLEL = """
 env: {name: procgen-coinrun-v0}
 parallel: {num_workers: 4, num_envs_per_worker: 8}
 training: {n_steps: 128, total_timesteps: 25000000, batch_size: 2048, n_epochs: 4,
@@ -59,15 +59,15 @@ training: {n_steps: 128, total_timesteps: 25000000, batch_size: 2048, n_epochs: 
 """
 
 
-@pytest.mark.parametrize("text", [GUIDE_PPO, GUIDE_IMPALA, GUIDE_PARALLEL])
-def test_the_guides_examples_load(text):
-    config = build_config(layer_from_sections(yaml.safe_load(text), source="guide"))
+@pytest.mark.parametrize("text", [USERS_PPO, USERS_IMPALA, USERS_PARALLEL])
+def test_users_files_load(text):
+    config = build_config(layer_from_sections(yaml.safe_load(text), source="x"))
     assert config.training.total_timesteps == 25_000_000
     assert config.hardware.device == "cpu"
 
 
 def test_settings_under_their_second_names():
-    config = build_config(layer_from_sections(yaml.safe_load(GUIDE_PPO), source="guide"))
+    config = build_config(layer_from_sections(yaml.safe_load(USERS_PPO), source="x"))
     assert config.hardware.num_threads == 16
     actors = {"parallel": {"num_actors": 4, "num_envs_per_actor": 8}}
     config = build_config(layer_from_sections(actors, source="x"))

@@ -1,7 +1,9 @@
 """Adapters: Procgen's options, seeds, ends and snapshots; Gymnasium's restarts and bounds."""
 
+import gymnasium
 import numpy as np
 import pytest
+from gymnasium.spaces import Box, Discrete
 
 from rl_bench.config import EnvConfig
 from rl_bench.envs import check_env, make_vector_env, procgen
@@ -125,6 +127,47 @@ def test_gymnasium_truncation_keeps_the_final_observation():
     # the pendulum moves a little in one step; the new episode starts somewhere else
     assert np.abs(step.final_obs[0][:2] - last[0][:2]).max() < 0.5
     assert not np.array_equal(step.final_obs[0], step.obs[0])
+
+
+class Scripted(gymnasium.Env):
+    """Shows its own step; environment 0 terminates at step 3, 1 is truncated, 2 goes on."""
+
+    made = 0
+    observation_space = Box(-np.inf, np.inf, (2,), np.float64)
+    action_space = Discrete(2, start=5)
+
+    def __init__(self):
+        self.index, Scripted.made = Scripted.made, Scripted.made + 1
+        self.actions = []
+
+    def reset(self, *, seed=None, options=None):
+        self.steps = 0
+        return np.array([self.index, 0.0]), {}
+
+    def step(self, action):
+        self.steps += 1
+        self.actions.append(action)
+        ends = self.steps == 3
+        obs = np.array([self.index, float(self.steps)])
+        return obs, 0.5 * self.steps, ends and self.index == 0, ends and self.index == 1, {}
+
+
+def test_one_terminates_one_is_truncated_one_goes_on(monkeypatch):
+    # Breaks when: final observations are taken of terminated episodes too, or of the wrong one.
+    gymnasium.register("Scripted-v0", entry_point=Scripted)
+    monkeypatch.setattr(Scripted, "made", 0)
+    env = make("Scripted-v0", 3)
+    env.reset()
+    for t in (1, 2, 3):
+        step = env.step(np.array([0, 1, 0]))
+        assert step.rewards.tolist() == [0.5 * t] * 3
+    assert step.terminated.tolist() == [True, False, False]
+    assert step.truncated.tolist() == [False, True, False]
+    assert step.obs.tolist() == [[0, 0], [1, 0], [2, 3]]
+    assert {i: obs.tolist() for i, obs in step.final_obs.items()} == {1: [1, 3]}
+    assert step.obs.dtype == step.final_obs[1].dtype == np.float32
+    assert env._env.envs[1].unwrapped.actions == [6, 6, 6], "Discrete spaces may start anywhere"
+    gymnasium.registry.pop("Scripted-v0")
 
 
 def test_box_actions_are_clipped_to_the_bounds():

@@ -24,7 +24,7 @@ class FakeMonitor:
 
 
 class Silent:
-    def tick(self, counters):
+    def tick(self):
         pass
 
     def row(self, row):
@@ -103,6 +103,12 @@ def test_best_mean_can_be_negative_and_needs_a_full_window():
     tracker.add(EpisodeStats([-2.0] * 299, [1] * 299))
     assert tracker.best_mean == pytest.approx((10.0 - 2.0 * 99) / 100)
     assert tracker.best_episode == 10.0
+
+
+def test_zero_is_a_return_like_any_other():
+    tracker = EpisodeTracker()
+    tracker.add(EpisodeStats([0.0] * 100 + [-5.0] * 100, [1] * 200))
+    assert (tracker.best_episode, tracker.best_mean) == (0.0, 0.0)
 
 
 def make_recorder(tmp_path, clock, log_interval=2, state=None):

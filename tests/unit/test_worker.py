@@ -19,7 +19,7 @@ def make_worker(name, num_envs, *, index=0, seed=0, n_steps=STEPS):
     env = make_vector_env(EnvConfig(name=name), num_envs, seed=seeds.env)
     torch.manual_seed(0)
     policy = ActorCritic(env.observation_space, env.action_space).acting_copy()
-    return RolloutWorker(env, policy, n_steps=n_steps, seed=seeds.sampling)
+    return RolloutWorker(env, policy, n_steps=n_steps, seed=seeds.sampling, description=name)
 
 
 def test_row_t_holds_the_observation_and_what_its_action_caused():
@@ -108,7 +108,7 @@ def test_state_round_trip_continues_exactly(name):
 
 def test_an_environment_that_raises_is_named():
     source = SequentialSource([make_worker("toy-crashing", 2, n_steps=60)])
-    with pytest.raises(WorkerError, match="raised RuntimeError: the crashing environment crashed"):
+    with pytest.raises(WorkerError, match="toy-crashing raised RuntimeError: the crashing"):
         source.next_batch()
 
 

@@ -1,0 +1,152 @@
+"""Throughput against peers: whole runs, interleaved A B A B, ratio of medians.
+
+Each arm trains PPO on CoinRun (easy, 200 levels) at the default settings (32 environments,
+128 steps, minibatch 1,024, 4 epochs, Nature encoder, as many threads as usable cores) for
+`--seconds` of wall clock; set-up is outside the measured window. A peer is installed into a
+virtual environment of its own from its own requirements. Run it on an otherwise idle machine:
+
+    .venv/bin/python perf/throughput.py --repeats 3 --seconds 60 --output benchmarks/throughput.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+from rl_bench import system  # noqa: E402
+
+Measurement = dict[str, float]
+
+
+def run_ours(seconds: float, *flags: str) -> Measurement:
+    with tempfile.TemporaryDirectory() as directory:
+        command = [
+            sys.executable, str(ROOT / "train_timed.py"), "--duration", str(seconds / 3600),
+            "--output-dir", directory, "--seed", "1", *flags,
+        ]  # fmt: skip
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, timeout=10 * seconds + 300)
+        result = json.loads((Path(directory) / "benchmark_metrics.json").read_text())
+    return {
+        "timesteps": result["total_timesteps"],
+        "seconds": result["elapsed_seconds"],
+        "peak_memory_gb": result["resource_usage"]["peak_memory_gb"],
+    }
+
+
+def run_sb3(seconds: float) -> Measurement:
+    command = [
+        str(peer_python("sb3")), str(ROOT / "perf/peers/sb3/run.py"),
+        "--seconds", str(seconds), "--threads", str(system.usable_cores()),
+    ]  # fmt: skip
+    done = subprocess.run(
+        command, check=True, capture_output=True, text=True, timeout=10 * seconds + 300
+    )
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def peer_python(name: str) -> Path:
+    """The interpreter of a peer's virtual environment, made on first use."""
+    venv = ROOT / f".venv-{name}"
+    python = venv / "bin/python"
+    stamp = venv / ".installed"
+    if not stamp.exists():
+        print(f"installing {name} into {venv.name}", flush=True)
+        requirements = ROOT / "perf/peers" / name / "requirements.txt"
+        subprocess.run([sys.executable, "-m", "venv", str(venv)], check=True)
+        subprocess.run(
+            [str(python), "-m", "pip", "install", "--quiet", "-r", str(requirements)], check=True
+        )
+        stamp.touch()
+    return python
+
+
+ARMS = {
+    "rl_bench": run_ours,
+    "rl_bench_fp32": lambda seconds: run_ours(seconds, "--precision", "fp32"),
+    "sb3": run_sb3,
+}
+
+
+def fps(measurement: Measurement) -> float:
+    return measurement["timesteps"] / measurement["seconds"]
+
+
+def ratio_interval(ours: list[float], theirs: list[float], resamples: int = 10_000) -> list[float]:
+    """95 % percentile bootstrap interval of the ratio of medians, from a seeded generator."""
+    generator = random.Random(0)
+    ratios = sorted(
+        statistics.median(generator.choices(ours, k=len(ours)))
+        / statistics.median(generator.choices(theirs, k=len(theirs)))
+        for _ in range(resamples)
+    )
+    return [ratios[int(0.025 * resamples)], ratios[int(0.975 * resamples)]]
+
+
+def measure(arms: list[str], repeats: int, seconds: float) -> dict[str, list[Measurement]]:
+    runs: dict[str, list[Measurement]] = {arm: [] for arm in arms}
+    for arm in arms:
+        if arm == "sb3":
+            peer_python(arm)  # install before anything is timed
+    for repeat in range(repeats):
+        for arm in arms:
+            runs[arm].append(ARMS[arm](seconds))
+            print(f"{repeat + 1}/{repeats} {arm:14s} {fps(runs[arm][-1]):8,.0f} FPS", flush=True)
+    return runs
+
+
+def summarise(runs: dict[str, list[Measurement]]) -> dict[str, Any]:
+    rates = {arm: [fps(m) for m in measurements] for arm, measurements in runs.items()}
+    baseline = rates["sb3"]
+    return {
+        arm: {
+            "fps": values,
+            "median_fps": statistics.median(values),
+            "min_fps": min(values),
+            "max_fps": max(values),
+            "peak_memory_gb": max(m["peak_memory_gb"] for m in runs[arm]),
+            "ratio_to_sb3": statistics.median(values) / statistics.median(baseline),
+            "ratio_interval_95": ratio_interval(values, baseline),
+        }
+        for arm, values in rates.items()
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=60.0, help="measured window of each run")
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
+    parser.add_argument("--output", type=Path, default=Path("benchmarks/throughput.json"))
+    arguments = parser.parse_args()
+    if "sb3" not in arguments.arms:
+        parser.error("the arm 'sb3' is the baseline of the ratios and must be among the arms")
+    runs = measure(arguments.arms, arguments.repeats, arguments.seconds)
+    table = summarise(runs)
+    print(
+        f"\n{'arm':14s} {'median':>8s} {'min':>8s} {'max':>8s} {'memory':>8s}  ratio to SB3 (95 %)"
+    )
+    for arm, row in table.items():
+        low, high = row["ratio_interval_95"]
+        print(
+            f"{arm:14s} {row['median_fps']:8,.0f} {row['min_fps']:8,.0f} {row['max_fps']:8,.0f} "
+            f"{row['peak_memory_gb']:6.2f}GB  {row['ratio_to_sb3']:.2f} ({low:.2f} to {high:.2f})"
+        )
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    document = {"system": system.host_facts(), "seconds": arguments.seconds, "arms": table}
+    arguments.output.write_text(json.dumps(document, indent=2) + "\n")
+    print(f"\nwritten to {arguments.output}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,101 @@
+"""What the machine offers: cores under affinity and quotas, bf16, memory."""
+
+import os
+
+import pytest
+
+from rl_bench import system
+
+
+def control_group(tmp_path, membership, files):
+    """A file system of control groups, and the file that says which one this process is in."""
+    for name, text in files.items():
+        path = tmp_path / "cgroup" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    (tmp_path / "self").write_text(membership)
+    return system._cgroup_quota(tmp_path / "cgroup", tmp_path / "self")
+
+
+@pytest.mark.parametrize(
+    ("membership", "files", "quota"),
+    [
+        ("0::/\n", {"cpu.max": "150000 100000\n"}, 1.5),
+        ("0::/\n", {"cpu.max": "max 100000\n"}, None),
+        ("0::/\n", {}, None),
+        (
+            "0::/a/b\n",
+            {"cpu.max": "max 1", "a/cpu.max": "200000 100000", "a/b/cpu.max": "max 1"},
+            2,
+        ),
+        ("0::/a/b\n", {"a/cpu.max": "400000 100000", "a/b/cpu.max": "100000 100000"}, 1),
+        (
+            "5:cpu,cpuacct:/x\n3:memory:/y\n",
+            {"cpu/x/cpu.cfs_quota_us": "300000\n", "cpu/x/cpu.cfs_period_us": "100000\n"},
+            3,
+        ),
+        ("5:cpu:/\n", {"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, None),
+    ],
+)
+def test_quota_of_control_groups(tmp_path, membership, files, quota):
+    assert control_group(tmp_path, membership, files) == quota
+
+
+@pytest.mark.parametrize(
+    ("affinity", "quota", "cores"), [(8, None, 8), (8, 2.5, 2), (2, 6.0, 2), (4, 0.5, 1)]
+)
+def test_usable_cores(monkeypatch, affinity, quota, cores):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(affinity)), raising=False)
+    monkeypatch.setattr(system, "_cgroup_quota", lambda: quota)
+    assert system.usable_cores() == cores
+    assert system.plan_cpus(None).learner_threads == cores
+
+
+def test_one_thread_steps_procgen_in_the_calling_thread():
+    assert system.plan_cpus(1).env_threads == 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "limit", "precision"),
+    [
+        ("sse avx512_bf16", "", "bf16"),
+        ("sse amx_bf16", "", "bf16"),
+        ("sse avx2 avx512f", "", "fp32"),
+        ("sse avx512_bf16", "AVX2", "fp32"),
+        ("sse avx512_bf16", "avx512_core", "fp32"),
+        ("sse avx512_bf16", "AVX512_CORE_BF16", "bf16"),
+    ],
+)
+def test_auto_takes_bf16_exactly_where_the_cpu_has_it(monkeypatch, flags, limit, precision):
+    monkeypatch.setattr(system, "_cpuinfo", lambda key: flags)
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
+    assert system.resolve_precision("auto") == precision
+    assert system.resolve_precision("bf16") == "bf16"
+
+
+def test_monitor_counts_cpu_seconds_and_memory_until_it_is_stopped():
+    monitor = system.ResourceMonitor(interval_seconds=0.01)
+    monitor.start()
+    block = bytearray(100_000_000)
+    block[::4096] = b"x" * len(block[::4096])
+    while monitor.cpu_seconds < 0.2:
+        sum(range(10_000))
+    monitor.stop()
+    stopped = monitor.cpu_seconds
+    assert stopped >= 0.2
+    while system.ResourceMonitor()._cpu_now() < stopped + 0.2 + monitor._cpu_at_start:
+        sum(range(10_000))
+    assert monitor.cpu_seconds == stopped
+    assert 0.1 < monitor.average_memory_gb <= monitor.peak_memory_gb < 8
+    resumed = system.ResourceMonitor()
+    resumed.load_state_dict(monitor.state_dict())
+    resumed.start()
+    assert resumed.cpu_seconds >= stopped
+    assert resumed.peak_memory_gb >= monitor.peak_memory_gb
+    resumed.stop()
+    resumed.stop()
+
+
+def test_host_facts_hold_no_environment(monkeypatch):
+    monkeypatch.setenv("SECRET_OF_THE_USER", "do-not-write-me")
+    assert "do-not-write-me" not in str(system.host_facts())
