@@ -61,7 +61,9 @@ class TrainingConfig:
     n_epochs: int = setting(4, "passes over each rollout", minimum=1)
     learning_rate: float = setting(5e-4, "step size of the optimiser", above=0.0)
     lr_schedule: str = setting(
-        "constant", "learning rate over the run", choices=("constant", "linear")
+        "linear",
+        "learning rate over the budget: falls to 0, or stays",
+        choices=("linear", "constant"),
     )
     gamma: float = setting(0.999, "discount per step", minimum=0.0, maximum=1.0)
     gae_lambda: float = setting(0.95, "decay of the GAE trace", minimum=0.0, maximum=1.0)

@@ -46,12 +46,12 @@ class CountingEnv:
         return Step(self._obs(), rewards, ended & ~truncated, truncated, final_obs)
 
     def get_state(self) -> Sequence[bytes]:
-        columns = zip(self.clocks, self.episode_steps, self.episodes, strict=True)
-        return [struct.pack("3q", *row) for row in columns]
+        columns = zip(self.streams, self.clocks, self.episode_steps, self.episodes, strict=True)
+        return [struct.pack("4q", *row) for row in columns]
 
     def set_state(self, states: Sequence[bytes]) -> None:
-        rows = np.array([struct.unpack("3q", state) for state in states])
-        self.clocks, self.episode_steps, self.episodes = rows.T.copy()
+        rows = np.array([struct.unpack("4q", state) for state in states])
+        self.streams, self.clocks, self.episode_steps, self.episodes = rows.T.copy()
 
     def close(self) -> None:
         pass

@@ -56,6 +56,8 @@ def timed(tmp_path_factory):
         *SMALL,
         "--save-interval",
         "0",
+        "--set",
+        "training.lr_schedule=constant",
     )
     assert done.returncode == 0, done.stderr
     return directory / "out", done

@@ -7,7 +7,7 @@ from tests.conftest import read_json
 COMMON = ("--num-threads", "1", "--save-interval", "0", "--output-dir", "out")
 SMALL_PROBLEM = (
     "--learning-rate", "1e-3", "--n-epochs", "8", "--batch-size", "128", "--n-steps", "64",
-    "--set", "training.ent_coef=0", "--set", "training.lr_schedule=linear",
+    "--set", "training.ent_coef=0",
     "--set", "training.normalise_rewards=true",
 )  # fmt: skip
 

@@ -11,13 +11,15 @@ from tests.conftest import SMALL, read_json, read_lines
 
 SCRIPT = "train_ppo_sequential.py"
 UPDATE = 4 * 16
+# Stopping by a smaller total would change a schedule that follows the total.
+CONSTANT = ("--set", "training.lr_schedule=constant")
 TOTAL = 8 * UPDATE
 
 
 def start(script, out, total, *args, env="coinrun"):
     return script(
         SCRIPT, "--env", env, "--output-dir", out, "--total-timesteps", str(total), *SMALL,
-        "--save-interval", "1", "--set", "training.keep_checkpoints=0", *args,
+        "--save-interval", "1", "--set", "training.keep_checkpoints=0", *CONSTANT, *args,
     )  # fmt: skip
 
 
@@ -37,7 +39,7 @@ def assert_same(a, b, path="state"):
     elif isinstance(a, dict):
         assert a.keys() == b.keys(), path
         for key in a:
-            if not key.endswith("_seconds"):  # time spent, not learning
+            if not str(key).endswith("_seconds"):  # time spent, not learning
                 assert_same(a[key], b[key], f"{path}.{key}")
     elif isinstance(a, (list, tuple)):
         assert len(a) == len(b), path
@@ -74,6 +76,7 @@ def wait_for(condition, process, seconds=60):
 def test_killed_with_sigkill_resumes_exactly(script):
     assert start(script, "whole", TOTAL).returncode == 0
     args = (SCRIPT, "--env", "coinrun", "--output-dir", "killed", *SMALL, "--save-interval", "2")
+    args += CONSTANT
     process = script.start(*args, "--total-timesteps", "100000000")
     checkpoints = script.directory / "killed/checkpoints"
     wait_for(lambda: len(list(checkpoints.glob("*step*.pt"))) >= 2, process)
@@ -105,9 +108,9 @@ def test_a_finished_run_is_a_no_op_and_a_larger_total_continues(script):
 
 
 def test_schedules_follow_the_new_total(script):
-    linear = ("--set", "training.lr_schedule=linear")
-    assert start(script, "out", TOTAL, *linear, env="toy-counting").returncode == 0
-    done = start(script, "out", 2 * TOTAL, "--resume", env="toy-counting")
+    args = (SCRIPT, "--env", "toy-counting", "--output-dir", "out", *SMALL)
+    assert script(*args, "--total-timesteps", str(TOTAL)).returncode == 0
+    done = script(*args, "--total-timesteps", str(2 * TOTAL), "--resume")
     assert done.returncode == 0, done.stderr
     rows = read_lines(script.directory / "out/logs/PPO_Sequential/metrics.jsonl")
     rates = [row["train/learning_rate"] for row in rows]
@@ -177,8 +180,10 @@ def test_a_path_resumes_the_run_around_it(script):
     assert [row["time/updates"] for row in rows] == list(range(1, 11))
 
 
-def test_an_older_checkpoint_branches_off_into_an_empty_place_only(script):
-    assert start(script, "out", TOTAL, env="toy-counting").returncode == 0
+@pytest.mark.parametrize("schedule", ["constant", "linear"])
+def test_an_older_checkpoint_branches_off_into_an_empty_place_only(script, schedule):
+    schedule = ("--set", f"training.lr_schedule={schedule}")
+    assert start(script, "out", TOTAL, *schedule, env="toy-counting").returncode == 0
     older = f"out/checkpoints/ppo_sequential_step_{3 * UPDATE}.pt"
     in_place = start(script, "out", 2 * TOTAL, "--resume", older, env="toy-counting")
     assert in_place.returncode == 2
@@ -187,7 +192,7 @@ def test_an_older_checkpoint_branches_off_into_an_empty_place_only(script):
     mixed = start(script, "other", 2 * TOTAL, "--resume", older, env="toy-counting")
     assert mixed.returncode == 2
     assert "'other' holds an earlier run" in mixed.stderr
-    branch = start(script, "branch", TOTAL, "--resume", older, env="toy-counting")
+    branch = start(script, "branch", TOTAL, "--resume", older, *schedule, env="toy-counting")
     assert branch.returncode == 0, branch.stderr
     a, b = (learned(script.directory, name) for name in ("out", "branch"))
     assert_same(a[1:], b[1:])

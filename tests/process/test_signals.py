@@ -11,7 +11,7 @@ import pytest
 from rl_bench.training import checkpoint
 from rl_bench.training.checkpoint import CheckpointDirectory
 from tests.conftest import ROOT, SMALL, read_json
-from tests.process.test_resume import assert_same, learned, wait_for
+from tests.process.test_resume import CONSTANT, assert_same, learned, wait_for
 
 SCRIPT = "train_ppo_sequential.py"
 FOREVER = ("--total-timesteps", "1000000000", "--output-dir", "out", *SMALL)
@@ -48,7 +48,7 @@ def rows_written(script):
 @pytest.mark.parametrize("env", ["toy-counting", "coinrun"])
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_first_signal_saves_and_the_run_resumes(script, env, signum, code):
-    process = script.start(SCRIPT, "--env", env, *FOREVER)
+    process = script.start(SCRIPT, "--env", env, *FOREVER, *CONSTANT)
     wait_for(lambda: rows_written(script), process)
     process.send_signal(signum)
     out, err = process.communicate(timeout=30)
@@ -64,8 +64,9 @@ def test_first_signal_saves_and_the_run_resumes(script, env, signum, code):
     done = script(SCRIPT, "--resume", "--output-dir", "out", "--total-timesteps", total)
     assert done.returncode == 0, done.stderr
     whole = script(
-        SCRIPT, "--env", env, *SMALL, "--output-dir", "whole", "--total-timesteps", total
-    )
+        SCRIPT, "--env", env, *SMALL, *CONSTANT, "--output-dir", "whole",
+        "--total-timesteps", total,
+    )  # fmt: skip
     assert whole.returncode == 0, whole.stderr
     assert_same(learned(script.directory, "whole"), learned(script.directory, "out"))
 
