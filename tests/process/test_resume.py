@@ -16,10 +16,10 @@ CONSTANT = ("--set", "training.lr_schedule=constant")
 TOTAL = 8 * UPDATE
 
 
-def start(script, out, total, *args, env="coinrun"):
+def start(script, out, total, *args, env="coinrun", schedule=CONSTANT):
     return script(
         SCRIPT, "--env", env, "--output-dir", out, "--total-timesteps", str(total), *SMALL,
-        "--save-interval", "1", "--set", "training.keep_checkpoints=0", *CONSTANT, *args,
+        "--save-interval", "1", "--set", "training.keep_checkpoints=0", *schedule, *args,
     )  # fmt: skip
 
 
@@ -183,7 +183,7 @@ def test_a_path_resumes_the_run_around_it(script):
 @pytest.mark.parametrize("schedule", ["constant", "linear"])
 def test_an_older_checkpoint_branches_off_into_an_empty_place_only(script, schedule):
     schedule = ("--set", f"training.lr_schedule={schedule}")
-    assert start(script, "out", TOTAL, *schedule, env="toy-counting").returncode == 0
+    assert start(script, "out", TOTAL, env="toy-counting", schedule=schedule).returncode == 0
     older = f"out/checkpoints/ppo_sequential_step_{3 * UPDATE}.pt"
     in_place = start(script, "out", 2 * TOTAL, "--resume", older, env="toy-counting")
     assert in_place.returncode == 2
@@ -192,7 +192,8 @@ def test_an_older_checkpoint_branches_off_into_an_empty_place_only(script, sched
     mixed = start(script, "other", 2 * TOTAL, "--resume", older, env="toy-counting")
     assert mixed.returncode == 2
     assert "'other' holds an earlier run" in mixed.stderr
-    branch = start(script, "branch", TOTAL, "--resume", older, *schedule, env="toy-counting")
+    resume = ("--resume", older)
+    branch = start(script, "branch", TOTAL, *resume, env="toy-counting", schedule=schedule)
     assert branch.returncode == 0, branch.stderr
     a, b = (learned(script.directory, name) for name in ("out", "branch"))
     assert_same(a[1:], b[1:])
