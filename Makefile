@@ -25,7 +25,7 @@ install-dev: $(VENV)/.installed-dev
 $(VENV)/bin/python:
 	@test -n "$(PYTHON)" || { echo "error: Python 3.10, 3.11 or 3.12 is needed and was not found; set PYTHON=/path/to/python" >&2; exit 2; }
 	@echo "Setting up $(VENV) with $$($(PYTHON) --version)"
-	@$(PYTHON) -m venv $(VENV)
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 2; }
 
 $(VENV)/.installed: requirements.txt | $(VENV)/bin/python
 	@echo "Installing requirements.txt (a minute or two)"

@@ -9,6 +9,7 @@ import argparse
 import difflib
 import logging
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from rl_bench.config_files import (
 )
 from rl_bench.errors import ConfigError, RlBenchError
 from rl_bench.interrupts import Interrupted, SignalGuard
+from rl_bench.streams import say
 
 logger = logging.getLogger("rl_bench")
 
@@ -175,20 +177,16 @@ def train(algorithm: str, rollouts: str, stop: str, argv: Sequence[str] | None =
         require_python()
         return _train(mode, guard, list(sys.argv[1:] if argv is None else argv), started)
     except RlBenchError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        say(f"error: {' '.join(str(error).split())}")
         return error.exit_code
     except Interrupted as interrupted:
-        print(f"{interrupted}: stopped", file=sys.stderr)
+        say(f"{interrupted}: stopped")
         return interrupted.exit_code
     except OSError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}")
         return 1
     except ModuleNotFoundError as error:
-        print(
-            f"error: the package '{error.name}' is missing; "
-            "`make install` sets everything up in .venv",
-            file=sys.stderr,
-        )
+        say(f"error: the package '{error.name}' is missing; `make install` sets up .venv with it")
         return 1
 
 
@@ -226,7 +224,10 @@ def require_python() -> None:
 
 
 def _log_to_stderr() -> None:
-    logging.raiseExceptions = False  # a full disk must not turn the run's log into noise
+    # A full disk must not turn the run's log, or TensorBoard's writer thread, into noise: what
+    # matters of it is raised in the main thread.
+    logging.raiseExceptions = False
+    threading.excepthook = lambda problem: logger.debug("in a thread: %s", problem.exc_value)
     logger.setLevel(logging.DEBUG)
     handler = logging.StreamHandler()
     handler.setLevel(logging.WARNING)

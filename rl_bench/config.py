@@ -171,9 +171,10 @@ def check_batches(config: Config) -> None:
         return
     small = [n for n in range(1, math.isqrt(rollout) + 1) if rollout % n == 0]
     divisors = [n for n in small + [rollout // n for n in small] if n >= 2]
-    nearest = min(divisors, key=lambda n: abs(n - training.batch_size), default=2)
+    nearest = min(divisors, key=lambda n: abs(n - training.batch_size), default=None)
+    hint = f"--batch-size {nearest}" if nearest else "none; raise --n-steps or --num-envs"
     raise ConfigError(
         f"training.batch_size: {training.batch_size} does not divide the rollout of {rollout} "
         f"timesteps ({training.n_steps} steps × {training.num_envs} environments); "
-        f"the nearest that does is --batch-size {nearest}"
+        f"the nearest that does: {hint}"
     )

@@ -15,8 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from rl_bench.config import Config
 from rl_bench.errors import ConfigError
 
@@ -54,6 +52,8 @@ def schema() -> dict[str, dataclasses.Field]:
 
 def load_yaml(path: str | Path) -> Layer:
     """Read a configuration file. Raises: ConfigError (missing, not YAML, not sections)."""
+    import yaml  # here, so that the command line can still say so where it is missing
+
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -195,5 +195,7 @@ def _check_range(where: str, value: Any, limits: Mapping[str, Any]) -> None:
 
 def to_yaml(config: Config, *, comment: str = "") -> str:
     """The resolved configuration as a file that `--config` takes back."""
+    import yaml
+
     lines = "".join(f"# {line}\n" for line in comment.splitlines())
     return lines + yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True)

@@ -6,10 +6,10 @@ answered too.
 
 from __future__ import annotations
 
-import contextlib
 import signal
-import sys
 from types import FrameType
+
+from rl_bench.streams import say
 
 EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
 
@@ -46,8 +46,4 @@ class SignalGuard:
         if insists or not self.graceful:
             raise Interrupted(self.received)
         name = signal.Signals(signum).name
-        with contextlib.suppress(OSError):  # the same Ctrl+C may have ended the reader of a pipe
-            sys.stderr.write(
-                f"\n{name}: finishing this update, then saving; once more to quit now\n"
-            )
-            sys.stderr.flush()
+        say(f"\n{name}: finishing this update, then saving; once more to quit now")

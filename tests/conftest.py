@@ -33,6 +33,7 @@ class Script:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.env = dict(os.environ, PYTHONPATH=str(ROOT))
+        self.env.pop("PYTHONUNBUFFERED", None)  # as users have it
         self.started: list[subprocess.Popen] = []
 
     def command(self, script: str, *args: str) -> list[str]:

@@ -76,14 +76,14 @@ class RunPaths:
     def metrics_rows(self) -> Path:
         return self.logs / "metrics.jsonl"
 
-    def roots(self) -> list[Path]:
-        """The directories to lock: one does for what lies inside another."""
-        directories = sorted({self.results, self.checkpoints, self.logs})
-        return [d for d in directories if not any(o in d.parents for o in directories)]
+    def directories(self) -> list[Path]:
+        """Each of them once, under one name, for locking."""
+        return sorted({d.resolve() for d in (self.results, self.checkpoints, self.logs)})
 
     def results_files(self) -> list[Path]:
         """What marks a run: its files apart from checkpoints, TensorBoard's events and run.log."""
-        return [
-            self.config, self.benchmark_metrics, self.training_summary, self.metrics,
-            self.metrics_rows,
-        ]  # fmt: skip
+        return [self.config, self.metrics_rows, *self.json_files()]
+
+    def json_files(self) -> list[Path]:
+        """What is written when a run ends."""
+        return [self.benchmark_metrics, self.training_summary, self.metrics]

@@ -51,7 +51,7 @@ def run(request: Request, guard: SignalGuard) -> int:
     session.config = resolve(session.config, request.mode)
     locks: list[storage.DirectoryLock] = []
     try:
-        locks += [storage.DirectoryLock(directory) for directory in session.paths.roots()]
+        locks += [storage.DirectoryLock(directory) for directory in session.paths.directories()]
         session.refuse_to_mix_runs()
         return Run(request, session, guard).execute()
     finally:
@@ -123,8 +123,8 @@ class Run:
 
     def _is_finished(self, path: Any) -> bool:
         self.stopwatch.start()
-        if not self.stop.completed():
-            return False
+        if not self.stop.completed() or not self.paths.benchmark_metrics.exists():
+            return False  # without its results it is not finished: they are written again
         self.console.line(
             f"Nothing to do: '{path}' has reached its budget of "
             f"{self.limit.limit:,.0f} {self.limit.unit}; a larger one continues it."
@@ -178,9 +178,16 @@ class Run:
             self.monitor.stop()
 
     def _conclude(self, status: str) -> None:
-        """Results first: the last checkpoint seals the run, after it a resume changes nothing."""
-        document = self._write_results(status, error=None)
+        """Results first: the last checkpoint seals the run, after it a resume changes nothing.
+
+        If they cannot be written, what was learned is still saved, and a resume writes them.
+        """
         timesteps = self.recorder.counters.timesteps
+        try:
+            document = self._write_results(status, error=None)
+        except StorageError:
+            self.session.checkpoints.write_step(timesteps, self._state())
+            raise
         if status == "completed":
             self.session.checkpoints.write_final(self._state())
         else:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,7 +13,7 @@ from typing import Any
 from rl_bench import storage
 from rl_bench.benchmark.mode import Mode, RunPaths
 from rl_bench.config import Config, LoggingConfig
-from rl_bench.config_files import Layer, build_config, layer_from_sections
+from rl_bench.config_files import Layer, build_config, layer_from_sections, load_yaml
 from rl_bench.envs import canonical_name
 from rl_bench.errors import CheckpointError, ConfigError
 from rl_bench.training import checkpoint
@@ -51,52 +53,65 @@ class Session:
     def refuse_to_mix_runs(self) -> None:
         """An earlier run is continued or overwritten only on request. Raises: ConfigError.
 
-        A run that was killed before its first checkpoint has nothing to keep: --resume begins it
+        A run that ended before its first checkpoint has nothing to go on from: --resume begins it
         anew. A checkpoint from elsewhere, or an older one, branches off into an empty place only.
         """
         if self.overwrite:
             return
         newest = self._newest_here()
-        continues = self.found is not None and _same_place(
-            self.found.path.parent, self.paths.checkpoints
-        )
-        if self.found is not None and continues:
-            if newest > self.found.state["timesteps"]:
-                raise ConfigError(
-                    f"'{self.paths.checkpoints}' has a newer checkpoint, at {newest:,} timesteps; "
-                    "--resume auto goes on from that, another --output-dir branches off from "
-                    f"'{self.found.path}'"
-                )
+        if self.found is not None and _same_place(self.found.path.parent, self.paths.checkpoints):
+            self._refuse_to_go_back(self.found, newest)
             return
         present = [path for path in self.paths.results_files() if path.exists()]
-        killed_early = newest == 0 and not self.paths.benchmark_metrics.exists()
-        if not (present or newest) or (self.resume == "auto" and killed_early):
+        if not present and newest is None:
+            return
+        if self.resume == "auto" and newest is None and not self._is_completed():
             return
         where = self.paths.results if present else self.paths.checkpoints
-        how = "--resume auto continues it" if newest else "it has no checkpoint"
+        how = "it has no checkpoint" if newest is None else "--resume auto continues it"
         raise ConfigError(
             f"'{where}' holds an earlier run; {how}, --overwrite deletes it, "
             "another --output-dir keeps both"
         )
 
-    def _newest_here(self) -> int:
-        """Timesteps of the newest checkpoint in place: 0 where there is none, at least 1 if any."""
-        if not self.checkpoints.exists():
-            return 0
+    def _refuse_to_go_back(self, found: Checkpointed, newest: int | None) -> None:
+        if newest is not None and newest > found.state["timesteps"]:
+            raise ConfigError(
+                f"'{self.paths.checkpoints}' has a newer checkpoint, at {newest:,} timesteps; "
+                "--resume auto goes on from that, another --output-dir branches off from "
+                f"'{found.path}'"
+            )
+        recorded = _recorded_logging(self.paths, self.config.logging.output_dir)
+        other = RunPaths.of(recorded, self.mode).checkpoints if recorded else self.paths.checkpoints
+        if not _same_place(other, self.paths.checkpoints):
+            raise ConfigError(
+                f"'{self.paths.results}' holds the results of another run, whose checkpoints are "
+                f"in '{other}'; choose another --output-dir or --log-dir"
+            )
+
+    def _newest_here(self) -> int | None:
+        """Timesteps of the newest checkpoint in place; 0 if all are damaged, None without any."""
         try:
             newest = self.checkpoints.newest(warn=False)
         except CheckpointError:
-            return 1
-        return max(1, newest[1]["timesteps"]) if newest else 0
+            return 0
+        return newest[1]["timesteps"] if newest else None
+
+    def _is_completed(self) -> bool:
+        try:
+            return json.loads(self.paths.benchmark_metrics.read_text())["status"] == "completed"
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
 
     def clear(self) -> None:
-        """Delete what an overwritten or killed run left. Call when the new one is sure to start."""
+        """Delete what an earlier run or session left. Call when the new one is sure to start."""
         for directory in {self.paths.results, self.paths.checkpoints, self.paths.logs}:
             storage.remove_leftovers(directory)
-        if self.found is not None:
-            return
-        self.checkpoints.remove_all()
-        for path in [*self.paths.results_files(), *self.paths.logs.glob("events.out.tfevents.*")]:
+        stale = self.paths.json_files()  # of an earlier session: they would pass for this one's
+        if self.found is None:
+            self.checkpoints.remove_all()
+            stale = [*self.paths.results_files(), *self.paths.logs.glob("events.out.tfevents.*")]
+        for path in stale:
             path.unlink(missing_ok=True)
 
 
@@ -109,15 +124,34 @@ def open_session(mode: Mode, asked: Layer, resume: str | None, overwrite: bool) 
     found = None
     logging_config = build_config(asked).logging
     if resume == "auto":
+        recorded = _recorded_logging(RunPaths.of(logging_config, mode), logging_config.output_dir)
+        logging_config = _fill(logging_config, recorded or LoggingConfig())
         found = _newest(RunPaths.of(logging_config, mode).checkpoints, mode)
     elif resume is not None:
         found = _checkpoint_at(Path(resume), mode)
-        if logging_config == LoggingConfig():
-            logging_config = home_of(found)
+        if logging_config.output_dir is None:
+            logging_config = _fill(logging_config, home_of(found))
     config = build_config(asked) if found is None else resumed_config(found, asked, mode)
     changes = {f"logging__{key}": value for key, value in vars(logging_config).items()}
     config = config.replace(**changes)
     return Session(mode, config, RunPaths.of(logging_config, mode), found, resume, overwrite)
+
+
+def _recorded_logging(paths: RunPaths, output_dir: str | None) -> LoggingConfig | None:
+    """Where the run in `paths` wrote, by its own config.yaml; None where there is no run.
+
+    It may have been moved since: its output directory is where it is found.
+    """
+    if not paths.config.exists():
+        return None
+    recorded = build_config(load_yaml(paths.config)).logging
+    return dataclasses.replace(recorded, output_dir=output_dir)
+
+
+def _fill(asked: LoggingConfig, other: LoggingConfig) -> LoggingConfig:
+    """Each folder as asked for, else as in `other`."""
+    values = {key: value or vars(other)[key] for key, value in vars(asked).items()}
+    return LoggingConfig(**values)
 
 
 def _newest(directory: Path, mode: Mode) -> Checkpointed | None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,7 +54,8 @@ class RolloutWorker:
         self.n_steps = n_steps
         self.version = 0
         self.generator = torch.Generator().manual_seed(seed)
-        self.obs = env.reset()
+        with self._naming_the_environment():
+            self.obs = env.reset()
         self.episode_returns = np.zeros(env.num_envs)
         self.episode_lengths = np.zeros(env.num_envs, dtype=np.int64)
         self.simulation_seconds = self.inference_seconds = 0.0
@@ -89,16 +91,22 @@ class RolloutWorker:
 
     def _step(self, actions: np.ndarray) -> Step:
         started = time.perf_counter()
-        try:
+        with self._naming_the_environment():
             step = self.env.step(actions)
+        self.simulation_seconds += time.perf_counter() - started
+        return step
+
+    @contextlib.contextmanager
+    def _naming_the_environment(self) -> Iterator[None]:
+        """Raises: WorkerError in place of whatever somebody's environment raises."""
+        try:
+            yield
         except RlBenchError:
             raise
         except Exception as error:
             raise WorkerError(
                 f"the environment {self.description} raised {type(error).__name__}: {error}"
             ) from error
-        self.simulation_seconds += time.perf_counter() - started
-        return step
 
     def _record(self, out: Trajectory, t: int, step: Step, episodes: EpisodeStats) -> None:
         out.rewards[t] = torch.from_numpy(step.rewards)

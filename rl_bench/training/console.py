@@ -12,6 +12,7 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
+from rl_bench.streams import discard
 from rl_bench.training.stopping import SECONDS_PER_HOUR, Limit
 
 WIDTH = 70
@@ -22,7 +23,7 @@ class Console:
 
     def __init__(self, limit: Limit, stream: TextIO | None = None) -> None:
         self.limit = limit
-        self.stream = stream or sys.stdout
+        self.stream = stream or sys.stdout or open(os.devnull, "w")  # noqa: SIM115 - for the run
         self._bar: tqdm | None = None
         self._reader_is_gone = False
 
@@ -39,7 +40,7 @@ class Console:
         except OSError:
             self._reader_is_gone = True
             self._bar = None
-            _discard_buffered(self.stream)
+            discard(self.stream)
 
     def block(self, title: str, lines: Sequence[str]) -> None:
         for text in ["=" * WIDTH, title, "=" * WIDTH, *lines, "=" * WIDTH]:
@@ -110,16 +111,6 @@ class Console:
 
 
 TIMED_BAR = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} s [{elapsed}<{remaining}]"
-
-
-def _discard_buffered(stream: TextIO) -> None:
-    """Point a broken stream at nothing, or Python would complain about it once more at exit."""
-    try:
-        null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, stream.fileno())
-        os.close(null)
-    except (OSError, ValueError):
-        pass  # not a real file: nothing is buffered below it
 
 
 def _encodable(text: str, encoding: str) -> str:

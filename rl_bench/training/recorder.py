@@ -63,12 +63,14 @@ class Recorder:
         self._log_interval = log_interval
         self._stopwatch, self._monitor, self._reporter = stopwatch, monitor, reporter
         self._cpu_mark = (0.0, 0.0)
+        self._last_logged = (0.0, 0)
         self._file: TextIO | None = None
         self._tensorboard: SummaryWriter | None = None
 
     def open(self) -> None:
         """Start writing; a resumed run drops the rows its checkpoint does not know of."""
         self.rows = [r for r in read_rows(self.path)[0] if self._known(r)]
+        self._last_logged = self.marks[-1] if self.marks else (0.0, 0)
         write_text(self.path, "".join(json.dumps(row) + "\n" for row in self.rows))
         try:
             self._tensorboard = SummaryWriter(
@@ -105,12 +107,11 @@ class Recorder:
 
     def _make_row(self, metrics: Mapping[str, float | None]) -> Row:
         elapsed, timesteps = self.marks[-1]
-        last = self.rows[-1] if self.rows else {"time/elapsed_time": 0.0, "time/total_timesteps": 0}
-        seconds = elapsed - float(last["time/elapsed_time"] or 0.0)
+        seconds, steps = elapsed - self._last_logged[0], timesteps - self._last_logged[1]
         cpu = (elapsed, self._monitor.cpu_seconds)
         row: Row = {
             "time/fps": timesteps / elapsed,
-            "time/fps_recent": (timesteps - int(last["time/total_timesteps"] or 0)) / seconds,
+            "time/fps_recent": steps / seconds,
             "time/total_timesteps": timesteps,
             "time/updates": self.counters.updates,
             "time/elapsed_time": elapsed,
@@ -125,7 +126,7 @@ class Recorder:
             * (cpu[1] - self._cpu_mark[1])
             / (cpu[0] - self._cpu_mark[0]),
         }
-        self._cpu_mark = cpu
+        self._cpu_mark, self._last_logged = cpu, (elapsed, timesteps)
         return {name: _finite(value) for name, value in row.items()}
 
     def _write(self, row: Row) -> None:

@@ -14,7 +14,8 @@ ALLOWED = {
     "config": {"errors"},
     "config_files": {"errors", "config"},
     "storage": {"errors"},
-    "interrupts": set(),
+    "streams": set(),
+    "interrupts": {"streams"},
     "system": set(),
     "ops": set(),
     "heads": set(),
@@ -22,11 +23,11 @@ ALLOWED = {
     "envs": BASE,
     "agents": BASE | {"ops", "nets"},
     "rollout": BASE | {"envs", "nets"},
-    "training": BASE | {"agents", "rollout", "storage", "system"},
+    "training": BASE | {"agents", "rollout", "storage", "streams", "system"},
     "benchmark": BASE
     | {"config_files", "storage", "interrupts", "system", "envs", "nets", "agents", "rollout",
        "training"},
-    "cli": {"errors", "config_files", "interrupts", "benchmark"},
+    "cli": {"errors", "config_files", "interrupts", "streams", "benchmark"},
 }  # fmt: skip
 
 

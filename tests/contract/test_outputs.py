@@ -70,7 +70,7 @@ def test_timed_run_leaves_every_file(timed):
     assert len(events) == 1
     assert files - events == {
         ".lock", "benchmark_metrics.json", "training_summary.json", "metrics.json", "config.yaml",
-        "checkpoints/ppo_sequential_final.pt",
+        "checkpoints/.lock", "logs/PPO_Sequential/.lock", "checkpoints/ppo_sequential_final.pt",
         "logs/PPO_Sequential/metrics.jsonl", "logs/PPO_Sequential/run.log",
     }  # fmt: skip
 

@@ -18,11 +18,11 @@ def train(script, *args):
     return read_json(script.directory / "out/benchmark_metrics.json")["performance"]
 
 
-@pytest.mark.parametrize("seed", [1, 2])
-def test_cartpole_is_balanced(script, seed):
+@pytest.mark.parametrize(("seed", "precision"), [(1, "fp32"), (2, "bf16")])
+def test_cartpole_is_balanced(script, seed, precision):
     performance = train(
         script, "--env", "CartPole-v1", "--seed", str(seed), "--total-timesteps", "100000",
-        "--num-envs", "8", "--set", "training.gamma=0.99", *SMALL_PROBLEM,
+        "--num-envs", "8", "--precision", precision, "--set", "training.gamma=0.99", *SMALL_PROBLEM,
     )  # fmt: skip
     assert performance["initial_reward"] < 100
     assert performance["final_reward"] > 400
@@ -42,6 +42,7 @@ def test_the_identity_environment_is_solved(script):
 def test_a_gaussian_policy_improves_on_pendulum(script):
     performance = train(
         script, "--env", "Pendulum-v1", "--total-timesteps", "150000", "--num-envs", "16",
+        "--precision", "fp32",
         "--set", "training.gamma=0.95", "--set", "training.clip_value_loss=false", *SMALL_PROBLEM,
     )  # fmt: skip
     assert performance["initial_reward"] < -900

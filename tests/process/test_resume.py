@@ -168,6 +168,36 @@ def test_a_run_killed_before_its_first_checkpoint_begins_anew(script):
     assert len(read_lines(rows)) == 2
 
 
+def test_resume_finds_checkpoints_where_the_run_put_them(script):
+    # Breaks when: --resume looks in the default place only and begins anew over the run's logs.
+    args = (SCRIPT, "--env", "toy-counting", *SMALL, "--save-interval", "1")
+    first = script(*args, "--total-timesteps", "128", "--checkpoint-dir", "elsewhere")
+    assert first.returncode == 0, first.stderr
+    done = script(SCRIPT, "--resume", "--total-timesteps", "256")
+    assert done.returncode == 0, done.stderr
+    assert "Resumed from 'elsewhere/ppo_sequential_final.pt' at 128 timesteps" in done.stdout
+    assert not (script.directory / "checkpoints").exists()
+    assert len(read_lines(script.directory / "logs/PPO_Sequential/metrics.jsonl")) == 4
+
+
+def test_results_of_another_run_are_not_continued_into(script):
+    args = (SCRIPT, "--env", "toy-counting", *SMALL, "--total-timesteps", "128")
+    assert script(*args, "--log-dir", "one").returncode == 0
+    assert script(*args, "--checkpoint-dir", "two").returncode == 0
+    mixed = script(SCRIPT, "--resume", "--checkpoint-dir", "checkpoints/ppo_sequential",
+                   "--total-timesteps", "256")  # fmt: skip
+    assert mixed.returncode == 2
+    assert "holds the results of another run, whose checkpoints are in 'two'" in mixed.stderr
+
+
+def test_a_checkpoint_of_no_timesteps_can_be_resumed(script):
+    flags = ("--env", "toy-counting", "--output-dir", "out", *SMALL)
+    assert script("train_timed.py", *flags, "--duration", "1e-9").returncode == 0
+    done = script("train_timed.py", *flags, "--duration", "0.0001", "--resume")
+    assert done.returncode == 0, done.stderr
+    assert read_json(script.directory / "out/training_summary.json")["total_timesteps"] > 0
+
+
 def test_a_path_resumes_the_run_around_it(script):
     assert start(script, "out", TOTAL, env="toy-counting").returncode == 0
     for path in ("out", "out/checkpoints/ppo_sequential_final.pt"):

@@ -1,10 +1,12 @@
 """Ctrl+C, SIGTERM and failures: what is saved, what is said, with which exit code."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -48,7 +50,7 @@ def rows_written(script):
 @pytest.mark.parametrize("env", ["toy-counting", "coinrun"])
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_first_signal_saves_and_the_run_resumes(script, env, signum, code):
-    process = script.start(SCRIPT, "--env", env, *FOREVER, *CONSTANT)
+    process = script.start(SCRIPT, "--env", env, *FOREVER, *CONSTANT, "--save-interval", "0")
     wait_for(lambda: rows_written(script), process)
     process.send_signal(signum)
     out, err = process.communicate(timeout=30)
@@ -74,8 +76,8 @@ def test_first_signal_saves_and_the_run_resumes(script, env, signum, code):
 def test_second_signal_ends_at_once(script):
     # A rollout of a minute: only the second signal can end it in time.
     process = script.start(
-        SCRIPT, "--env", "coinrun", "--num-envs", "64", "--n-steps", "8192", "--num-threads", "1",
-        "--precision", "fp32", "--output-dir", "out",
+        SCRIPT, "--env", "toy-counting", "--num-envs", "1", "--n-steps", "1000000",
+        "--batch-size", "1000", "--num-threads", "1", "--output-dir", "out",
     )  # fmt: skip
     wait_for(lambda: (script.directory / "out/config.yaml").exists(), process)
     time.sleep(1.0)
@@ -112,10 +114,18 @@ def test_ctrl_c_that_also_ends_the_reader_of_the_output_still_saves(script):
     assert steps[0][0] == result["total_timesteps"]
 
 
-@pytest.mark.parametrize("delay", [0.4, 0.9, 1.6, 2.4])
+def is_guarded(process):
+    """Whether the process has installed its answer to SIGTERM (Linux tells)."""
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    caught = int(re.search(r"SigCgt:\s*(\w+)", status).group(1), 16)
+    return caught & (1 << (signal.SIGTERM - 1))
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.5, 1.2, 2.0])
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_signal_during_start_up(script, delay, signum, code):
     process = script.start(SCRIPT, "--env", "coinrun", *FOREVER)
+    wait_for(lambda: is_guarded(process), process)
     time.sleep(delay)
     process.send_signal(signum)
     _, err = process.communicate(timeout=30)
@@ -207,7 +217,10 @@ from rl_bench.training.checkpoint import CheckpointDirectory
 directory = CheckpointDirectory(Path(sys.argv[1]), "ppo_sequential", keep=2)
 state = {"weights": torch.zeros(500_000)}
 random.seed(0)
-step, last = 0, 0
+started = time.perf_counter()
+directory.write_step(1, {**state, "timesteps": 1})
+unit = time.perf_counter() - started + 0.005  # one save and one fork on this disk
+step, last = 1, 1
 for attempt in range(40):
     child = os.fork()
     if child == 0:
@@ -216,13 +229,11 @@ for attempt in range(40):
             directory.write_step(step, {**state, "timesteps": step})
             if step % 3 == 0:
                 directory.write_final({**state, "timesteps": step})
-    time.sleep(random.uniform(0.005, 0.06))
+    time.sleep(random.uniform(0.3, 6.0) * unit)
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     found = directory.newest()
-    if found is None:
-        assert attempt < 2, "nothing to load"
-        continue
+    assert found is not None, "nothing to load"
     assert found[1]["timesteps"] >= last, "went back"
     step = last = found[1]["timesteps"]
 print("survived", last)
@@ -236,7 +247,7 @@ def test_kill_during_saving_always_leaves_a_loadable_checkpoint(tmp_path):
         env=dict(os.environ, PYTHONPATH=str(ROOT)), capture_output=True, text=True, timeout=90,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert int(done.stdout.split()[1]) > 40, "it did save between the kills"
+    assert int(done.stdout.split()[1]) > 20, "it did save between the kills"
     assert "damaged" not in done.stderr, "never half a file under the final name"
     assert "not a whole" not in done.stderr
     assert checkpoint.read(CheckpointDirectory(tmp_path, "ppo_sequential").newest()[0])
