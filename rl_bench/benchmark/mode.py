@@ -77,8 +77,9 @@ class RunPaths:
         return self.logs / "metrics.jsonl"
 
     def directories(self) -> list[Path]:
-        """Each of them once, under one name, for locking."""
-        return sorted({d.resolve() for d in (self.results, self.checkpoints, self.logs)})
+        """Each of them once, in an order that all processes share, for locking."""
+        by_place = {d.resolve(): d for d in (self.logs, self.checkpoints, self.results)}
+        return [by_place[place] for place in sorted(by_place)]
 
     def results_files(self) -> list[Path]:
         """What marks a run: its files apart from checkpoints, TensorBoard's events and run.log."""
