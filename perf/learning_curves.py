@@ -89,12 +89,12 @@ def draw(curves: list[Curve], title: str, published: bool, output: Path) -> None
     by_time.set_xlabel("wall clock (minutes)")
     by_steps.set_ylabel("mean return, training levels")
     for axes in (by_steps, by_time):
-        axes.set_ylim(0, 10)
+        axes.set_ylim(4, 10)
         axes.set_xlim(left=0)
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
     by_steps.legend(frameon=False, fontsize=8, loc="lower right")
-    figure.suptitle(f"{title} ({len(curves)} runs)", fontsize=11)
+    figure.suptitle(f"{title} ({len(curves)} run{'s' * (len(curves) > 1)})", fontsize=11)
     figure.text(
         0.5, 0.005, "thin: mean of 100 episodes; thick: centred mean of 9 logged rows",
         ha="center", fontsize=7, color="0.35",
