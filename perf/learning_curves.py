@@ -38,7 +38,7 @@ class Curve:
         self.minutes = np.array([series["time/elapsed_time"][i] for i in kept], float) / 60
         self.returns = np.array([series["rollout/ep_reward_mean"][i] for i in kept], float)
 
-    def smooth(self, width: int = 9) -> np.ndarray:
+    def smooth(self, width: int) -> np.ndarray:
         """Centred mean over `width` rows, fewer at the ends."""
         half = width // 2
         indices = range(len(self.returns))
@@ -71,12 +71,13 @@ class Curve:
 
 
 def draw(curves: list[Curve], title: str, published: bool, output: Path) -> None:
+    width = 9 if min(len(curve.returns) for curve in curves) >= 40 else 3
     figure, (by_steps, by_time) = plt.subplots(1, 2, figsize=(9, 3.6), sharey=True)
     for i, curve in enumerate(curves):
         colour = COLOURS[i % len(COLOURS)]
         for axes, x in ((by_steps, curve.timesteps / MILLION), (by_time, curve.minutes)):
             axes.plot(x, curve.returns, color=colour, alpha=0.25, linewidth=0.8)
-            axes.plot(x, curve.smooth(), color=colour, linewidth=1.8, label=curve.label)
+            axes.plot(x, curve.smooth(width), color=colour, linewidth=1.8, label=curve.label)
     if published:
         end = max(curve.timesteps[-1] for curve in curves) / MILLION
         points = {m: v for m, v in PUBLISHED.items() if m <= 1.05 * end}
@@ -96,7 +97,7 @@ def draw(curves: list[Curve], title: str, published: bool, output: Path) -> None
     by_steps.legend(frameon=False, fontsize=8, loc="lower right")
     figure.suptitle(f"{title} ({len(curves)} run{'s' * (len(curves) > 1)})", fontsize=11)
     figure.text(
-        0.5, 0.005, "thin: mean of 100 episodes; thick: centred mean of 9 logged rows",
+        0.5, 0.005, f"thin: mean of 100 episodes; thick: centred mean of {width} logged rows",
         ha="center", fontsize=7, color="0.35",
     )  # fmt: skip
     figure.tight_layout(rect=(0, 0.03, 1, 1))
@@ -104,7 +105,7 @@ def draw(curves: list[Curve], title: str, published: bool, output: Path) -> None
     figure.savefig(output, dpi=130)
 
 
-def table(curves: list[Curve]) -> str:
+def table(curves: list[Curve], published: bool) -> str:
     marks = [m for m in PUBLISHED if any(c.at(m * MILLION) is not None for c in curves)]
     header = ["run", "minutes", "timesteps", "FPS", *(f"{m}M" for m in marks), "last tenth", "best"]
     lines = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
@@ -117,8 +118,9 @@ def table(curves: list[Curve]) -> str:
             f"{s['last_tenth']:.2f}", f"{s['best_reward_100']:.2f}",
         ]  # fmt: skip
         lines.append("| " + " | ".join(cells) + " |")
-    published = [f"{PUBLISHED[m][0]:.2f} ± {PUBLISHED[m][1]:.2f}" for m in marks]
-    lines.append("| " + " | ".join(["published", "", "", "", *published, "", ""]) + " |")
+    if published:
+        means = [f"{PUBLISHED[m][0]:.2f} ± {PUBLISHED[m][1]:.2f}" for m in marks]
+        lines.append("| " + " | ".join(["published", "", "", "", *means, "", ""]) + " |")
     return "\n".join(lines)
 
 
@@ -135,7 +137,7 @@ def main() -> None:
     pairs = [run.partition("=") for run in arguments.runs]
     curves = [Curve(label, Path(directory)) for label, _, directory in pairs]
     draw(curves, arguments.title, arguments.published, arguments.output)
-    print(table(curves))
+    print(table(curves, arguments.published))
     if arguments.json:
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
         document = json.dumps([curve.summary() for curve in curves], indent=1)
