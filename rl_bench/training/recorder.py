@@ -62,15 +62,14 @@ class Recorder:
         self.path = log_dir / "metrics.jsonl"
         self._log_interval = log_interval
         self._stopwatch, self._monitor, self._reporter = stopwatch, monitor, reporter
-        self._cpu_mark = (0.0, 0.0)
-        self._last_logged = (0.0, 0)
+        # (elapsed seconds, timesteps, CPU seconds) at the last row, or where the session began
+        self._last_logged = (0.0, 0, 0.0)
         self._file: TextIO | None = None
         self._tensorboard: SummaryWriter | None = None
 
     def open(self) -> None:
         """Start writing; a resumed run drops the rows its checkpoint does not know of."""
         self.rows = [r for r in read_rows(self.path)[0] if self._known(r)]
-        self._last_logged = self.marks[-1] if self.marks else (0.0, 0)
         write_text(self.path, "".join(json.dumps(row) + "\n" for row in self.rows))
         try:
             self._tensorboard = SummaryWriter(
@@ -79,7 +78,8 @@ class Recorder:
             self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 - open all run
         except OSError as error:
             raise StorageError(f"cannot write to '{self.path.parent}': {error.strerror}") from error
-        self._cpu_mark = (self._stopwatch.elapsed_at_last_lap(), self._monitor.cpu_seconds)
+        elapsed = self._stopwatch.elapsed_at_last_lap()
+        self._last_logged = (elapsed, self.counters.timesteps, self._monitor.cpu_seconds)
 
     def _known(self, row: Row) -> bool:
         return (row.get("time/updates") or 0) <= self.counters.updates
@@ -107,8 +107,9 @@ class Recorder:
 
     def _make_row(self, metrics: Mapping[str, float | None]) -> Row:
         elapsed, timesteps = self.marks[-1]
-        seconds, steps = elapsed - self._last_logged[0], timesteps - self._last_logged[1]
-        cpu = (elapsed, self._monitor.cpu_seconds)
+        now = (elapsed, timesteps, self._monitor.cpu_seconds)
+        seconds, steps, cpu_seconds = (a - b for a, b in zip(now, self._last_logged, strict=True))
+        self._last_logged = now
         row: Row = {
             "time/fps": timesteps / elapsed,
             "time/fps_recent": steps / seconds,
@@ -122,11 +123,8 @@ class Recorder:
             **metrics,
             "system/memory_gb": self._monitor.memory_gb,
             "system/peak_memory_gb": self._monitor.peak_memory_gb,
-            "system/cpu_percent": 100.0
-            * (cpu[1] - self._cpu_mark[1])
-            / (cpu[0] - self._cpu_mark[0]),
+            "system/cpu_percent": 100.0 * cpu_seconds / seconds,
         }
-        self._cpu_mark, self._last_logged = cpu, (elapsed, timesteps)
         return {name: _finite(value) for name, value in row.items()}
 
     def _write(self, row: Row) -> None:
