@@ -12,10 +12,11 @@ PYTHON   ?= $(shell for p in python3 python3.12 python3.11 python3.10 python; do
 HOURS    := $(shell LC_ALL=C printf '%g' $(DURATION) 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev test check train train-timed tensorboard clean
+.PHONY: help install install-dev test check train train-timed train-parallel train-parallel-timed \
+	tensorboard clean
 
 help:  ## show this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-21s %s\n", $$1, $$2}'
 	@echo; echo '  Timed targets take DURATION=hours; training targets take ARGS="--flag value …".'
 
 install: $(VENV)/.installed  ## set up .venv with what a run needs
@@ -49,6 +50,12 @@ train: $(VENV)/.installed  ## PPO, sequential, for a number of timesteps
 
 train-timed: $(VENV)/.installed  ## PPO, sequential, for DURATION hours (default 1.0)
 	$(BIN)/python train_timed.py --duration $(DURATION) --output-dir benchmarks/sequential_$(HOURS)h $(ARGS)
+
+train-parallel: $(VENV)/.installed  ## PPO, rollouts in worker processes, for a number of timesteps
+	$(BIN)/python train_ppo_parallel.py --config config/ppo_parallel.yaml $(ARGS)
+
+train-parallel-timed: $(VENV)/.installed  ## the same for DURATION hours (default 1.0)
+	$(BIN)/python train_parallel_timed.py --duration $(DURATION) --output-dir benchmarks/parallel_$(HOURS)h $(ARGS)
 
 tensorboard: $(VENV)/.installed  ## show logs/ and benchmarks/ in a browser (port 6006)
 	$(BIN)/tensorboard --logdir_spec logs:logs,benchmarks:benchmarks

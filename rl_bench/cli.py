@@ -17,6 +17,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, NoReturn
 
+from rl_bench import fork_server
 from rl_bench.benchmark.mode import Mode
 from rl_bench.config_files import (
     Layer,
@@ -67,12 +68,19 @@ PPO_FLAGS = (
     Flag("--batch-size", "training.batch_size", "TIMESTEPS"),
     Flag("--n-epochs", "training.n_epochs", "N"),
 )
+PARALLEL_FLAGS = (
+    Flag("--num-workers", "parallel.num_workers", "N"),
+    Flag("--num-actors", "parallel.num_workers", "N"),
+    Flag("--num-envs-per-worker", "parallel.num_envs_per_worker", "N"),
+    Flag("--num-envs-per-actor", "parallel.num_envs_per_worker", "N"),
+)
 
 
 def flags_of(mode: Mode) -> tuple[Flag, ...]:
     return (
         STOP_FLAGS[mode.stop],
         *COMMON_FLAGS,
+        *(PARALLEL_FLAGS if mode.rollouts == "parallel" else ()),
         *(PPO_FLAGS if mode.algorithm == "ppo" else ()),
     )
 
@@ -200,6 +208,8 @@ def _train(mode: Mode, guard: SignalGuard, argv: list[str], started: float) -> i
         stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
         directory = f"benchmarks/{mode.stem}_{stamp}"
         settings = Layer(settings.source, {**settings.values, "logging.output_dir": directory})
+    if mode.rollouts == "parallel":
+        fork_server.launch()  # it imports torch while we do
     from rl_bench.benchmark import run  # torch and all that, after the cheap checks
 
     command = f"python {Path(sys.argv[0]).name} --config <this file> --output-dir <directory>"

@@ -13,6 +13,8 @@ from typing import Any
 
 from rl_bench.errors import ConfigError
 
+DEFAULT_NUM_ENVS = 32
+
 
 def setting(
     default: Any,
@@ -49,7 +51,9 @@ class EnvConfig:
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    num_envs: int = setting(32, "environments in all", minimum=1)
+    num_envs: int | None = setting(
+        None, "environments in all; auto: workers × environments per worker, else 32", minimum=1
+    )
     n_steps: int = setting(128, "steps of each environment per update", minimum=1)
     total_timesteps: int = setting(
         25_000_000, "environment steps in all (runs that stop on timesteps)", minimum=1
@@ -104,6 +108,19 @@ class ParallelConfig:
         None, "environments per worker; auto: num_envs over the workers", minimum=1
     )
     policy_update_frequency: int = setting(1, "updates between published weights", minimum=1)
+    gradient: str = setting(
+        "auto",
+        "where minibatches are computed: by the learner with all threads, or in one-thread shares "
+        "by learner and workers; auto: shares for images",
+        choices=("auto", "central", "sharded"),
+    )
+    restart_budget: int = setting(3, "lost workers to replace before giving up", minimum=0)
+    start_limit_seconds: float = setting(
+        120.0, "time that a worker has until it is ready", above=0.0
+    )
+    silence_limit_seconds: float = setting(
+        60.0, "time without a step after which a worker counts as hung", above=0.0
+    )
 
 
 @dataclass(frozen=True)
@@ -163,9 +180,38 @@ class Config:
         )
 
 
+def share_out_environments(config: Config, *, cores: int) -> Config:
+    """Settle `workers × environments per worker = environments in all`.
+
+    What is not given follows from the rest; workers never exceed `cores` of their own accord.
+    Raises: ConfigError when what is given does not agree.
+    """
+    total = config.training.num_envs
+    workers, each = config.parallel.num_workers, config.parallel.num_envs_per_worker
+    if each is not None:
+        workers = workers or (total // each if total and total >= each else cores)
+        wanted = total or workers * each
+    else:
+        wanted = total or DEFAULT_NUM_ENVS
+        workers = workers or max(n for n in range(1, cores + 1) if wanted % n == 0)
+        each = max(1, round(wanted / workers)) if total is None else wanted // workers
+        wanted = total or workers * each
+    if workers * each != wanted:
+        raise ConfigError(
+            f"training.num_envs: {wanted} environments in all are not {workers} workers × "
+            f"{each} environments; --num-envs {workers * max(1, each)} would be"
+        )
+    return config.replace(
+        training__num_envs=wanted,
+        parallel__num_workers=workers,
+        parallel__num_envs_per_worker=each,
+    )
+
+
 def check_batches(config: Config) -> None:
     """PPO's minibatches must share a rollout out evenly. Raises: ConfigError."""
     training = config.training
+    assert training.num_envs is not None, "it is settled before"
     rollout = training.n_steps * training.num_envs
     if rollout % training.batch_size == 0:
         return

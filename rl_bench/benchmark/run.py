@@ -13,12 +13,14 @@ from typing import Any
 from rl_bench import storage, system
 from rl_bench.benchmark import result
 from rl_bench.benchmark.banner import banner
-from rl_bench.benchmark.build import Parts, build, resolve
+from rl_bench.benchmark.build import Parts, build, plan_cpus, resolve
 from rl_bench.benchmark.mode import Mode
 from rl_bench.benchmark.session import Session, open_session, refuse_other_shapes
 from rl_bench.config_files import Layer, to_yaml
 from rl_bench.errors import RlBenchError, StorageError, TrainingError
 from rl_bench.interrupts import Interrupted, SignalGuard
+from rl_bench.monitor import ResourceMonitor
+from rl_bench.rollout.processes import WorkerLost
 from rl_bench.training import checkpoint
 from rl_bench.training.console import Console
 from rl_bench.training.loop import train
@@ -75,9 +77,9 @@ class Run:
         self.start_time = state["start_time"] if state else _now()
         self.resumes = state["resumes"] + 1 if state else 0
         self.git = system.git_facts()  # now: the code may change while it runs
-        self.plan = system.plan_cpus(self.config.hardware.num_threads)
+        self.plan = plan_cpus(self.config, self.mode)
         self.stopwatch = Stopwatch(clock)
-        self.monitor = system.ResourceMonitor()
+        self.monitor = ResourceMonitor()
         counters = Counters()
         self.limit = self._make_limit(counters)
         self.stop = Stop(self.limit, guard.requested)
@@ -134,7 +136,9 @@ class Run:
     def _prepare(self) -> None:
         """Everything that is set-up: it is measured apart from the window."""
         system.prepare_process(self.plan.learner_threads)
-        self.parts = build(self.config, self.mode, self.plan, resumes=self.resumes)
+        log = self.paths.logs / "run.log"
+        self.parts = build(self.config, self.mode, self.plan, resumes=self.resumes, log=log)
+        self.monitor.worker_pids = self.parts.source.worker_pids
         if self.session.found is not None:
             self._restore(self.parts, self.session.found.state)
         self.parts.source.publish(
@@ -221,6 +225,11 @@ class Run:
     def _failed(self, error: Exception) -> RlBenchError:
         """Put the traceback into run.log and the results on disk; returns what to tell the user."""
         logger.debug("the run failed", exc_info=error)
+        if isinstance(error, WorkerLost) and self.setup_seconds is not None:
+            # Between two updates: what was learned so far is whole, and worth saving.
+            timesteps = self.recorder.counters.timesteps
+            with contextlib.suppress(StorageError):
+                self.session.checkpoints.write_step(timesteps, self._state())
         self._write_results_if_open("failed", f"{type(error).__name__}: {error}")
         if isinstance(error, RlBenchError):
             return error
@@ -250,7 +259,7 @@ class Run:
             monitor=self.monitor,
             worker_seconds=self.parts.source.timings(),
             unfinished_episodes=self.parts.source.unfinished_episodes(),
-            num_workers=self.parts.num_workers,
+            worker_restarts=self.parts.source.restarts,
             setup_seconds=self.setup_seconds,
             start_time=self.start_time,
             end_time=_now(),
@@ -264,7 +273,7 @@ class Run:
         self.monitor.stop()
         self.recorder.close()
         if self.parts is not None:
-            self.parts.source.close()
+            self.parts.close()
 
     @contextlib.contextmanager
     def _log_to_file(self) -> Any:

@@ -23,7 +23,10 @@ logger = logging.getLogger(__name__)
 
 # What a checkpoint's weights, environments and random streams belong to. All else may change.
 FIXED_SECTIONS = ("env", "model")
-FIXED_SETTINGS = ("training.num_envs", "training.n_steps", "training.normalise_rewards")
+FIXED_SETTINGS = (
+    "training.num_envs", "training.n_steps", "training.normalise_rewards",
+    "parallel.num_workers", "parallel.num_envs_per_worker",
+)  # fmt: skip
 
 
 @dataclass

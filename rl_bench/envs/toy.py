@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import struct
+import time
 from collections.abc import Callable, Sequence
 
 import gymnasium
@@ -106,6 +108,31 @@ class CrashingEnv(CountingEnv):
         return super().step(actions)
 
 
+class ExitingEnv(CountingEnv):
+    """Counts, and ends its process in its 50th step, as C++ code that calls exit() does."""
+
+    def step(self, actions: np.ndarray) -> Step:
+        if self.clocks[0] >= 49:
+            os._exit(7)
+        return super().step(actions)
+
+
+class HangingEnv(CountingEnv):
+    """Counts, and does not come back from its 50th step."""
+
+    def step(self, actions: np.ndarray) -> Step:
+        while self.clocks[0] >= 49:
+            time.sleep(1.0)
+        return super().step(actions)
+
+
+class StillbornEnv(CountingEnv):
+    """Raises when it is started."""
+
+    def reset(self) -> np.ndarray:
+        raise RuntimeError("the stillborn environment did not start, as it was built to")
+
+
 class NanEnv(CountingEnv):
     """Counts, and shows NaN from its 50th step on."""
 
@@ -119,6 +146,9 @@ TOYS: dict[str, Callable[..., VectorEnv]] = {
     "toy-counting": CountingEnv,
     "toy-identity": IdentityEnv,
     "toy-crashing": CrashingEnv,
+    "toy-exiting": ExitingEnv,
+    "toy-hanging": HangingEnv,
+    "toy-stillborn": StillbornEnv,
     "toy-nan": NanEnv,
 }
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from rl_bench.rollout.source import warn_without_snapshots
 from rl_bench.rollout.worker import RolloutWorker
 from rl_bench.types import EpisodeStats, Trajectory
 
@@ -17,6 +18,8 @@ class SequentialSource:
     The sequential baseline is one worker with all environments; several prove that parallel
     rollouts are the same.
     """
+
+    restarts = 0
 
     def __init__(self, workers: list[RolloutWorker]) -> None:
         self.workers = workers
@@ -43,7 +46,7 @@ class SequentialSource:
             worker.version = version
 
     def unfinished_episodes(self) -> int:
-        return sum(int((worker.episode_lengths > 0).sum()) for worker in self.workers)
+        return sum(worker.unfinished_episodes() for worker in self.workers)
 
     def timings(self) -> dict[str, float]:
         count = len(self.workers)
@@ -52,12 +55,16 @@ class SequentialSource:
             "inference": sum(w.inference_seconds for w in self.workers) / count,
         }
 
+    def worker_pids(self) -> list[int]:
+        return []
+
     def state_dict(self) -> dict[str, Any]:
         return {"workers": [worker.state_dict() for worker in self.workers]}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         for worker, saved in zip(self.workers, state["workers"], strict=True):
             worker.load_state_dict(saved)
+        warn_without_snapshots(state["workers"])
 
     def close(self) -> None:
         for worker in self.workers:

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
 
 from rl_bench.types import Trajectory
 
+logger = logging.getLogger(__name__)
+
 
 class Source(Protocol):
-    """Collects trajectories with published weights, in this process or in others."""
+    """Collects trajectories with published weights, in this process or in others.
+
+    `restarts` counts the worker processes that were lost and replaced.
+    """
+
+    restarts: int
 
     def next_batch(self) -> Trajectory:
         """The next trajectory; its memory is reused, so it is valid until the next call.
@@ -28,6 +36,9 @@ class Source(Protocol):
     def timings(self) -> dict[str, float]:
         """Seconds spent in `simulation` and `inference` so far, per worker on average."""
 
+    def worker_pids(self) -> list[int]:
+        """Processes that collect, apart from this one."""
+
     def state_dict(self) -> dict[str, Any]:
         """Environments, episode accumulators and random states."""
 
@@ -36,3 +47,12 @@ class Source(Protocol):
 
     def close(self) -> None:
         """Free everything; may be called twice."""
+
+
+def warn_without_snapshots(workers: Sequence[Mapping[str, Any] | None]) -> None:
+    """Say so when workers' environments cannot go on where they were."""
+    if any(worker is None or worker["env_states"] is None for worker in workers):
+        logger.warning(
+            "not every environment left a snapshot: their episodes start anew, "
+            "so the resumed run is not bit-exact"
+        )

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,8 +16,6 @@ from rl_bench.errors import RlBenchError, TrainingError, WorkerError
 from rl_bench.nets import ActorCritic
 from rl_bench.types import EpisodeStats, Trajectory
 
-logger = logging.getLogger(__name__)
-
 
 @dataclass(frozen=True)
 class WorkerSeeds:
@@ -28,12 +25,13 @@ class WorkerSeeds:
     sampling: int
 
     @classmethod
-    def of(cls, seed: int, index: int, resumes: int = 0) -> WorkerSeeds:
+    def of(cls, seed: int, index: int, *, resumes: int = 0, restarts: int = 0) -> WorkerSeeds:
         """A resumed run differs, lest environments without snapshots repeat their first episodes.
 
-        Those with snapshots take all of their state from them.
+        Those with snapshots take all of their state from them. A restarted worker differs too.
         """
-        entropy = [seed, index, resumes] if resumes else [seed, index]
+        later = [resumes, restarts] if resumes or restarts else []
+        entropy = [seed, index, *later]
         env, sampling = np.random.SeedSequence(entropy).generate_state(2)
         return cls(int(env), int(sampling))
 
@@ -42,14 +40,22 @@ class RolloutWorker:
     """Steps B environments with an acting copy of the policy.
 
     Raises: WorkerError when an environment raises; TrainingError on observations that are not
-    finite.
+    finite. `on_step` is called after every step, to show that it goes on.
     """
 
     def __init__(
-        self, env: VectorEnv, policy: ActorCritic, *, n_steps: int, seed: int, description: str = ""
+        self,
+        env: VectorEnv,
+        policy: ActorCritic,
+        *,
+        n_steps: int,
+        seed: int,
+        description: str = "",
+        on_step: Callable[[], None] = lambda: None,
     ) -> None:
         self.env = env
         self.description = description
+        self.on_step = on_step
         self.policy = policy
         self.n_steps = n_steps
         self.version = 0
@@ -93,6 +99,7 @@ class RolloutWorker:
         started = time.perf_counter()
         with self._naming_the_environment():
             step = self.env.step(actions)
+        self.on_step()
         self.simulation_seconds += time.perf_counter() - started
         return step
 
@@ -133,6 +140,10 @@ class RolloutWorker:
                 "that is NaN or infinite; training stopped, the last checkpoint is good"
             )
 
+    def unfinished_episodes(self) -> int:
+        """Episodes that have begun and not ended."""
+        return int((self.episode_lengths > 0).sum())
+
     def state_dict(self) -> dict[str, Any]:
         states = self.env.get_state()
         return {
@@ -152,11 +163,7 @@ class RolloutWorker:
         self.simulation_seconds = state["simulation_seconds"]
         self.inference_seconds = state["inference_seconds"]
         if state["env_states"] is None:
-            logger.warning(
-                "this environment gives no snapshots: its episodes start anew, "
-                "so the resumed run is not bit-exact"
-            )
-            return
+            return  # its episodes start anew
         self.env.set_state([s.numpy().tobytes() for s in state["env_states"]])
         self.obs = state["obs"].numpy().copy()
         self.episode_returns = state["episode_returns"].numpy().copy()

@@ -17,8 +17,8 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from rl_bench.errors import StorageError
+from rl_bench.monitor import ResourceMonitor
 from rl_bench.storage import write_text
-from rl_bench.system import ResourceMonitor
 from rl_bench.training.episodes import EpisodeTracker
 from rl_bench.training.stopping import Stopwatch
 from rl_bench.types import Counters, Trajectory

@@ -15,19 +15,21 @@ ALLOWED = {
     "config_files": {"errors", "config"},
     "storage": {"errors"},
     "streams": set(),
+    "fork_server": set(),
     "interrupts": {"streams"},
     "system": set(),
+    "monitor": {"system"},
     "ops": set(),
     "heads": set(),
     "nets": {"errors", "heads"},
     "envs": BASE,
     "agents": BASE | {"ops", "nets"},
-    "rollout": BASE | {"envs", "nets"},
-    "training": BASE | {"agents", "rollout", "storage", "streams", "system"},
+    "rollout": BASE | {"envs", "nets", "system", "fork_server"},
+    "training": BASE | {"nets", "agents", "rollout", "storage", "streams", "monitor"},
     "benchmark": BASE
-    | {"config_files", "storage", "interrupts", "system", "envs", "nets", "agents", "rollout",
-       "training"},
-    "cli": {"errors", "config_files", "interrupts", "streams", "benchmark"},
+    | {"config_files", "storage", "interrupts", "system", "monitor", "envs", "nets", "agents",
+       "rollout", "training"},
+    "cli": {"errors", "config_files", "fork_server", "interrupts", "streams", "benchmark"},
 }  # fmt: skip
 
 

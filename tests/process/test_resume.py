@@ -23,12 +23,12 @@ def start(script, out, total, *args, env="coinrun", schedule=CONSTANT):
     )  # fmt: skip
 
 
-def learned(directory, out):
+def learned(directory, out, *, stem="ppo_sequential", name="PPO_Sequential"):
     """All that must agree: every row's learning, and the whole learner of the final checkpoint."""
-    rows = read_lines(directory / out / "logs/PPO_Sequential/metrics.jsonl")
+    rows = read_lines(directory / out / "logs" / name / "metrics.jsonl")
     rows = [{k: v for k, v in r.items() if not k.startswith(("time/f", "time/e", "system/"))}
             for r in rows]  # fmt: skip
-    state = checkpoint.read(directory / out / "checkpoints/ppo_sequential_final.pt")
+    state = checkpoint.read(directory / out / "checkpoints" / f"{stem}_final.pt")
     episodes = state["recorder"]["episodes"]
     return rows, state["agent"], state["source"], episodes
 

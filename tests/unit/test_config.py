@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from rl_bench.config import Config, check_batches
+from rl_bench.config import Config, check_batches, share_out_environments
 from rl_bench.config_files import (
     build_config,
     layer_from_flags,
@@ -105,7 +105,7 @@ def test_numbers_however_yaml_reads_them():
         ({"training": {"num_envs": 2.5}}, "expected a whole number, got 2.5"),
         ({"training": {"num_envs": True}}, "expected a whole number, got True"),
         ({"training": {"num_envs": "many"}}, "expected a whole number, got 'many'"),
-        ({"training": {"num_envs": None}}, "expected a whole number, got None"),
+        ({"training": {"n_steps": None}}, "expected a whole number, got None"),
         ({"training": {"learning_rate": -1}}, "must be above 0"),
         ({"training": {"learning_rate": float("nan")}}, "expected a number"),
         ({"training": {"gamma": 1.5}}, "the most is 1.0"),
@@ -152,9 +152,10 @@ def test_resolved_configuration_round_trips_through_its_file(tmp_path):
 
 
 def test_batch_must_divide_the_rollout():
-    check_batches(Config())
+    config = share_out_environments(Config(), cores=1)
+    check_batches(config)
     with pytest.raises(ConfigError, match=r"1000 does not divide the rollout of 4096 .*1024"):
-        check_batches(Config().replace(training__batch_size=1000))
+        check_batches(config.replace(training__batch_size=1000))
 
 
 def test_every_setting_explains_itself():
@@ -164,4 +165,5 @@ def test_every_setting_explains_itself():
 
 @pytest.mark.parametrize("path", sorted((ROOT / "config").glob("*.yaml")), ids=lambda p: p.name)
 def test_files_in_config_are_valid(path):
-    check_batches(build_config(load_yaml(path)))
+    for cores in (1, 2, 16):
+        check_batches(share_out_environments(build_config(load_yaml(path)), cores=cores))

@@ -1,10 +1,13 @@
 """What the machine offers: cores under affinity and quotas, bf16, memory."""
 
 import os
+import subprocess
+import sys
 
 import pytest
 
 from rl_bench import system
+from rl_bench.monitor import ResourceMonitor
 
 
 def control_group(tmp_path, membership, files):
@@ -48,11 +51,11 @@ def test_usable_cores(monkeypatch, affinity, quota, cores):
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(affinity)), raising=False)
     monkeypatch.setattr(system, "_cgroup_quota", lambda: quota)
     assert system.usable_cores() == cores
-    assert system.plan_cpus(None).learner_threads == cores
 
 
 def test_one_thread_steps_procgen_in_the_calling_thread():
-    assert system.plan_cpus(1).env_threads == 0
+    assert system.plan_one_process(1).env_threads == 0
+    assert system.plan_one_process(2).env_threads == 2
 
 
 @pytest.mark.parametrize(
@@ -74,7 +77,7 @@ def test_auto_takes_bf16_exactly_where_the_cpu_has_it(monkeypatch, flags, limit,
 
 
 def test_monitor_counts_cpu_seconds_and_memory_until_it_is_stopped():
-    monitor = system.ResourceMonitor(interval_seconds=0.01)
+    monitor = ResourceMonitor(interval_seconds=0.01)
     monitor.start()
     block = bytearray(100_000_000)
     block[::4096] = b"x" * len(block[::4096])
@@ -83,17 +86,41 @@ def test_monitor_counts_cpu_seconds_and_memory_until_it_is_stopped():
     monitor.stop()
     stopped = monitor.cpu_seconds
     assert stopped >= 0.2
-    while system.ResourceMonitor()._cpu_now() < stopped + 0.2 + monitor._cpu_at_start:
+    while ResourceMonitor()._cpu_now() < stopped + 0.2 + monitor._cpu_at_start:
         sum(range(10_000))
     assert monitor.cpu_seconds == stopped
     assert 0.1 < monitor.average_memory_gb <= monitor.peak_memory_gb < 8
-    resumed = system.ResourceMonitor()
+    resumed = ResourceMonitor()
     resumed.load_state_dict(monitor.state_dict())
     resumed.start()
     assert resumed.cpu_seconds >= stopped
     assert resumed.peak_memory_gb >= monitor.peak_memory_gb
     resumed.stop()
     resumed.stop()
+
+
+BUSY = "sum(range(30_000_000)); print(flush=True); import sys; sys.stdin.read()"
+
+
+def test_monitor_counts_children_also_after_they_ended():
+    # Breaks when: the time of a process that ended disappears from the sum.
+    monitor = ResourceMonitor(interval_seconds=60)
+    monitor.start()
+    assert monitor.peak_memory_per_worker_gb == monitor.peak_memory_gb, "this process is the one"
+    child = subprocess.Popen(
+        [sys.executable, "-c", BUSY], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    monitor.worker_pids = lambda: [child.pid]
+    child.stdout.readline()
+    alone = monitor.peak_memory_gb
+    monitor.sample()
+    assert monitor.memory_gb > alone
+    spent = monitor.cpu_seconds
+    assert spent > 0.2
+    child.communicate(timeout=10)
+    monitor.sample()
+    assert monitor.cpu_seconds >= spent
+    monitor.stop()
 
 
 def test_host_facts_hold_no_environment(monkeypatch):

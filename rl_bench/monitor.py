@@ -1,0 +1,108 @@
+"""Memory and CPU time of a run while it goes, over all of its processes."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable
+
+import psutil
+
+from rl_bench.system import GB
+
+
+def proportional_memory_gb(process: psutil.Process) -> float:
+    """Proportional set size in GB (10⁹ bytes): shared pages count once over all. 0: it ended."""
+    try:
+        info = process.memory_full_info()
+    except psutil.Error:
+        return 0.0
+    return getattr(info, "pss", info.rss) / GB
+
+
+class ResourceMonitor:
+    """Samples memory and CPU time of this process and its children, once a second.
+
+    Memory is in GB (10⁹ bytes); `cpu_seconds` is user and system time from `start` to `stop`,
+    that of processes which ended in between up to the last sample. `worker_pids` says which of the
+    children are workers. Earlier sessions of a resumed run are carried on through `state_dict`.
+    """
+
+    def __init__(self, interval_seconds: float = 1.0) -> None:
+        self.interval_seconds = interval_seconds
+        self.worker_pids: Callable[[], list[int]] = list
+        self.memory_gb = self.peak_memory_gb = self.peak_memory_per_worker_gb = 0.0
+        self._cpu_by_pid: dict[int, float] = {}
+        self._memory_sum, self._samples = 0.0, 0
+        self._earlier_cpu_seconds = 0.0
+        self._process = psutil.Process()
+        self._cpu_at_start = 0.0
+        self._cpu_at_stop: float | None = None
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        self._cpu_at_start = self._cpu_now()
+        self.sample()
+        self._thread = threading.Thread(target=self._run, name="resource-monitor", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Take a last sample and stop counting. Idempotent."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join(timeout=5.0)
+            self._thread = None
+            self.sample()
+            self._cpu_at_stop = self._cpu_now()
+
+    def _run(self) -> None:
+        while not self._stop.wait(self.interval_seconds):
+            self.sample()
+
+    def sample(self) -> None:
+        by_pid = {p.pid: proportional_memory_gb(p) for p in self._processes()}
+        self.memory_gb = sum(by_pid.values())
+        # Without worker processes the one worker is this process.
+        workers = [by_pid.get(pid, 0.0) for pid in self.worker_pids()] or [self.memory_gb]
+        self.peak_memory_gb = max(self.peak_memory_gb, self.memory_gb)
+        self.peak_memory_per_worker_gb = max(
+            self.peak_memory_per_worker_gb, sum(workers) / len(workers)
+        )
+        self._memory_sum += self.memory_gb
+        self._samples += 1
+        self._cpu_now()
+
+    def _processes(self) -> list[psutil.Process]:
+        return [self._process, *self._process.children(recursive=True)]
+
+    @property
+    def average_memory_gb(self) -> float:
+        return self._memory_sum / max(1, self._samples)
+
+    @property
+    def cpu_seconds(self) -> float:
+        now = self._cpu_now() if self._cpu_at_stop is None else self._cpu_at_stop
+        return self._earlier_cpu_seconds + now - self._cpu_at_start
+
+    def _cpu_now(self) -> float:
+        for process in self._processes():
+            with contextlib.suppress(psutil.Error):
+                times = process.cpu_times()
+                self._cpu_by_pid[process.pid] = times.user + times.system
+        return sum(list(self._cpu_by_pid.values()))  # the sampling thread may add one meanwhile
+
+    def state_dict(self) -> dict[str, float]:
+        return {
+            "peak_memory_gb": self.peak_memory_gb,
+            "peak_memory_per_worker_gb": self.peak_memory_per_worker_gb,
+            "memory_sum": self._memory_sum,
+            "samples": self._samples,
+            "cpu_seconds": self.cpu_seconds,
+        }
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        self.peak_memory_gb = state["peak_memory_gb"]
+        self.peak_memory_per_worker_gb = state["peak_memory_per_worker_gb"]
+        self._memory_sum, self._samples = state["memory_sum"], int(state["samples"])
+        self._earlier_cpu_seconds = state["cpu_seconds"]

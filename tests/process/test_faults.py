@@ -1,0 +1,228 @@
+"""Parallel runs from the command line: what is said, saved and left when a process is lost."""
+
+import os
+import re
+import signal
+import time
+
+import psutil
+import pytest
+
+from rl_bench.training.checkpoint import CheckpointDirectory
+from tests.conftest import SMALL, read_json, read_lines
+from tests.process.test_resume import CONSTANT, assert_same, learned, wait_for
+
+SCRIPT = "train_ppo_parallel.py"
+FLAGS = (*SMALL, *CONSTANT, "--num-workers", "2", "--output-dir", "out", "--save-interval", "0")
+FOREVER = ("--total-timesteps", "1000000000")
+ENVS = ("toy-counting", "coinrun")
+
+
+def workers_of(process):
+    """Children of the fork server, which is a child of the run."""
+    children = psutil.Process(process.pid).children()
+    servers = [child for child in children if "forkserver" in " ".join(child.cmdline())]
+    return sorted((w for s in servers for w in s.children()), key=lambda w: w.create_time())
+
+
+def descendants(process):
+    return psutil.Process(process.pid).children(recursive=True)
+
+
+def are_gone(processes, seconds):
+    _, alive = psutil.wait_procs(processes, timeout=seconds)
+    return [p for p in alive if p.status() != psutil.STATUS_ZOMBIE] == []
+
+
+def rows(script):
+    path = script.directory / "out/logs/PPO_Parallel/metrics.jsonl"
+    return len(path.read_text().splitlines()) if path.exists() else 0
+
+
+def log_of(script):
+    return (script.directory / "out/logs/PPO_Parallel/run.log").read_text()
+
+
+def result_of(script):
+    return read_json(script.directory / "out/benchmark_metrics.json")
+
+
+def start(script, env, *flags):
+    shared_memory = sorted(os.listdir("/dev/shm"))
+    process = script.start(SCRIPT, "--env", env, *FLAGS, *flags)
+    wait_for(lambda: rows(script) >= 2, process)
+    assert sorted(os.listdir("/dev/shm")) == shared_memory, "shared memory has no names"
+    return process
+
+
+@pytest.mark.parametrize("env", ENVS)
+def test_a_killed_worker_is_noticed_replaced_and_counted(script, env):
+    process = start(script, env, *FOREVER)
+    victim = workers_of(process)[1].pid
+    os.kill(victim, signal.SIGKILL)
+    message = f"worker 1 (pid {victim}) was killed by SIGKILL, possibly out of memory"
+    killed = time.monotonic()
+    wait_for(lambda: message in log_of(script), process)
+    assert time.monotonic() - killed < 2.0
+    before = rows(script)
+    wait_for(lambda: rows(script) >= before + 3, process)
+    assert victim not in [w.pid for w in workers_of(process)]
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 130, err
+    assert message in err
+    assert "worker 1 was restarted, its environments start anew; restarts left: 2" in err
+    result = result_of(script)
+    assert result["worker_restarts"] == 1
+    assert result["cpu_plan"]["num_workers"] == 2
+
+
+@pytest.mark.parametrize("env", ENVS)
+def test_without_a_restart_left_the_state_is_saved_and_the_run_resumes(script, env):
+    process = start(script, env, *FOREVER, "--set", "parallel.restart_budget=0")
+    left = descendants(process)
+    os.kill(workers_of(process)[0].pid, signal.SIGKILL)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 1, err
+    assert re.search(r"error: worker 0 .*SIGKILL.*; no restart is left", err)
+    assert "Traceback" not in err
+    assert are_gone(left, 10)
+    result = result_of(script)
+    assert result["status"] == "failed"
+    newest = CheckpointDirectory(script.directory / "out/checkpoints", "ppo_parallel").newest()
+    assert newest[1]["timesteps"] == result["total_timesteps"] > 0
+    total = str(result["total_timesteps"] + 128)
+    done = script(SCRIPT, "--output-dir", "out", "--resume", "--total-timesteps", total)
+    assert done.returncode == 0, done.stderr
+    assert "their episodes start anew" in done.stderr
+    assert result_of(script)["status"] == "completed"
+
+
+@pytest.mark.parametrize(
+    ("env", "message", "restarts"),
+    [
+        ("toy-crashing", r"error: worker \d: the environment toy-crashing raised RuntimeError", 0),
+        ("toy-nan", r"error: worker \d: update 4: the environment gave an observation", 0),
+        (
+            "toy-exiting",
+            r"error: worker \d .* exited with code 7 and no Python error; environment: toy-exiting",
+            2,
+        ),
+    ],
+)
+def test_a_failing_environment_is_named(script, env, message, restarts):
+    flags = (*FOREVER, "--set", "parallel.restart_budget=2")
+    done = script(SCRIPT, "--env", env, *FLAGS, *flags, timeout=60)
+    assert done.returncode == 1
+    assert re.search(message, done.stderr), done.stderr
+    assert "Traceback" not in done.stderr
+    assert "Traceback" in log_of(script)
+    result = result_of(script)
+    assert result["status"] == "failed"
+    assert result["worker_restarts"] == restarts
+
+
+def test_a_hung_environment_leaves_its_stack(script):
+    flags = ("--set", "parallel.silence_limit_seconds=2", "--set", "parallel.restart_budget=0")
+    done = script(SCRIPT, "--env", "toy-hanging", *FLAGS, *FOREVER, *flags, timeout=60)
+    assert done.returncode == 1
+    assert "gave no sign of life for 2 s and was ended; its stack is in 'out/logs" in done.stderr
+    assert "toy.py" in log_of(script)
+
+
+def test_a_worker_that_does_not_start_is_named(script):
+    done = script(SCRIPT, "--env", "toy-stillborn", *FLAGS, *FOREVER, timeout=60)
+    assert done.returncode == 1
+    assert "error: worker 0: the environment toy-stillborn raised RuntimeError" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("env", ENVS)
+def test_nothing_outlives_a_killed_main_process(script, env):
+    process = start(script, env, "--save-interval", "1", *FOREVER)
+    left = descendants(process)
+    assert len(left) >= 4, "two workers, the fork server, the resource tracker"
+    process.kill()
+    process.communicate(timeout=10)
+    assert are_gone(left, 5)
+    directory = CheckpointDirectory(script.directory / "out/checkpoints", "ppo_parallel")
+    total = str(directory.newest()[1]["timesteps"] + 128)
+    done = script(SCRIPT, "--output-dir", "out", "--resume", "--total-timesteps", total)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("env", ENVS)
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_to_every_process_saves_and_resumes_exactly(script, env, signum, code):
+    # As a terminal or a service manager does: the workers must not take it as theirs.
+    process = start(script, env, *FOREVER, "--set", "parallel.gradient=sharded",
+                    "--num-threads", "2")  # fmt: skip
+    left = descendants(process)
+    for child in left:
+        child.send_signal(signum)
+    process.send_signal(signum)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == code, err
+    assert "killed" not in err
+    assert are_gone(left, 10)
+    result = result_of(script)
+    assert result["status"] == "interrupted"
+    assert result["worker_restarts"] == 0
+    total = str(result["total_timesteps"] + 128)
+    done = script(SCRIPT, "--resume", "--output-dir", "out", "--total-timesteps", total)
+    assert done.returncode == 0, done.stderr
+    whole = script(
+        SCRIPT, "--env", env, *FLAGS, "--total-timesteps", total, "--output-dir", "whole",
+        "--set", "parallel.gradient=sharded", "--num-threads", "2",
+    )  # fmt: skip
+    assert whole.returncode == 0, whole.stderr
+    names = {"stem": "ppo_parallel", "name": "PPO_Parallel"}
+    assert_same(
+        learned(script.directory, "whole", **names), learned(script.directory, "out", **names)
+    )
+
+
+def test_a_second_signal_ends_busy_workers_too(script):
+    # A rollout of a minute: only the second signal can end it in time.
+    process = script.start(
+        SCRIPT, "--env", "toy-counting", "--num-envs", "2", "--n-steps", "1000000",
+        "--batch-size", "1000", "--num-workers", "2", "--output-dir", "out",
+    )  # fmt: skip
+    wait_for(lambda: (script.directory / "out/config.yaml").exists(), process)
+    time.sleep(1.0)
+    left = descendants(process)
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.5)
+    assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=10)
+    assert process.returncode == 130, err
+    assert are_gone(left, 5)
+    assert result_of(script)["status"] == "interrupted"
+
+
+@pytest.mark.parametrize("delay", [0.2, 1.0, 2.0, 3.0])
+def test_a_signal_during_start_up_leaves_nothing(script, delay):
+    process = script.start(SCRIPT, "--env", "coinrun", *FLAGS, *FOREVER)
+    time.sleep(delay)
+    left = descendants(process)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode in (143, -signal.SIGTERM), err  # before Python had answered at all
+    assert "Traceback" not in err
+    assert are_gone(left, 5)
+
+
+def test_a_failing_learner_leaves_nothing(script):
+    flags = ("--set", "training.learning_rate=1e30", "--precision", "fp32")
+    shared_memory = sorted(os.listdir("/dev/shm"))
+    process = script.start(SCRIPT, "--env", "toy-counting", *FLAGS, *FOREVER, *flags)
+    left = []
+    while process.poll() is None and not left:
+        left = descendants(process)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert re.search(r"error: update \d+: .* is NaN or infinite", err)
+    assert are_gone(left, 5)
+    assert sorted(os.listdir("/dev/shm")) == shared_memory
+    assert read_lines(script.directory / "out/logs/PPO_Parallel/metrics.jsonl") is not None

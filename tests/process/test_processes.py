@@ -1,0 +1,164 @@
+"""Worker processes: asked, watched, replaced and ended, each within a time limit."""
+
+import os
+import signal
+import time
+
+import psutil
+import pytest
+
+from rl_bench.errors import WorkerError
+from rl_bench.rollout.processes import TimeLimits, WorkerLost, WorkerPool
+from tests.process.services import Sums
+
+LIMITS = TimeLimits(start=60.0, silence=1.0, close=2.0)
+
+
+@pytest.fixture
+def make_pool():
+    pools = []
+
+    def make(*factories, **settings):
+        pools.append(WorkerPool(factories, **{"limits": LIMITS, "description": "sums", **settings}))
+        return pools[-1]
+
+    yield make
+    for pool in pools:
+        pool.close()
+
+
+def ask(pool, index, *request):
+    pool.ask(index, *request)
+    return pool.next_reply([index])[1]
+
+
+def is_gone(pid):
+    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+
+
+def test_requests_are_answered_by_the_worker_that_was_asked(make_pool):
+    pool = make_pool(Sums(), Sums(), Sums())
+    for index in range(3):
+        pool.ask(index, "add", index, 10)
+    assert dict(pool.next_reply({index}) for index in (2, 0, 1)) == {0: 10, 1: 11, 2: 12}
+    assert [ask(pool, i, "pid") for i in range(3)] == pool.pids()
+
+
+def test_workers_are_single_threaded_preloaded_and_deaf_to_signals(make_pool):
+    pool = make_pool(Sums())
+    assert ask(pool, 0, "omp") == "1"
+    assert "OMP_NUM_THREADS" not in os.environ or os.environ["OMP_NUM_THREADS"] != "1"
+    assert ask(pool, 0, "preloaded")
+    assert ask(pool, 0, "threads") == 2, "itself, and the one that waits for the parent's end"
+    assert {signal.SIGINT, signal.SIGTERM} <= set(ask(pool, 0, "blocked"))
+    assert signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+
+def test_an_exception_travels_with_its_traceback_and_the_worker_lives_on(make_pool):
+    pool = make_pool(Sums())
+    with pytest.raises(WorkerError, match=r"worker 0 \(pid \d+\) raised KeyError.*sums") as caught:
+        ask(pool, 0, "raise")
+    assert "in fail" in str(caught.value.__cause__)
+    assert ask(pool, 0, "add", 1, 1) == 2
+
+
+@pytest.mark.parametrize(
+    ("kill", "message"),
+    [
+        (lambda pid: os.kill(pid, signal.SIGKILL), "was killed by SIGKILL, possibly out of memory"),
+        (lambda pid: os.kill(pid, signal.SIGSEGV), "was killed by SIGSEGV"),
+    ],
+)
+def test_a_killed_worker_is_noticed_at_once_and_can_be_replaced(make_pool, kill, message):
+    pool = make_pool(Sums(), Sums())
+    pool.ask(0, "sleep", 30)
+    pool.ask(1, "add", 1, 2)
+    pid = pool.pids()[0]
+    kill(pid)
+    started = time.monotonic()
+    with pytest.raises(WorkerLost, match=rf"worker 0 \(pid {pid}\) {message}.*sums") as lost:
+        pool.next_reply({0})
+    assert time.monotonic() - started < 2.0
+    assert lost.value.worker == 0
+    with pytest.raises(WorkerLost, match=message):
+        pool.ask(0, "add", 1, 1)
+    pool.restart(0, Sums())
+    assert ask(pool, 0, "add", 20, 1) == 21
+    assert pool.next_reply([1]) == (1, 3), "the other worker's answer is not lost"
+
+
+def test_a_death_elsewhere_is_noticed_while_waiting_for_another(make_pool, caplog):
+    # Breaks when: only the workers that are waited for are watched.
+    pool = make_pool(Sums(), Sums())
+    pool.ask(0, "work", 10)
+    os.kill(pool.pids()[1], signal.SIGKILL)
+    pool.next_reply([0])
+    assert "worker 1" in caplog.text
+    assert "killed by SIGKILL" in caplog.text
+
+
+def test_exit_without_an_error_is_named(make_pool):
+    pool = make_pool(Sums())
+    with pytest.raises(WorkerLost, match=r"exited with code 7 and no Python error.*sums"):
+        ask(pool, 0, "exit", 7)
+
+
+def test_a_hung_worker_leaves_its_stack_and_is_ended(make_pool, tmp_path):
+    pool = make_pool(Sums(), log=tmp_path / "run.log")
+    pid = pool.pids()[0]
+    started = time.monotonic()
+    with pytest.raises(WorkerLost, match="gave no sign of life for 1 s and was ended"):
+        ask(pool, 0, "sleep", 60)
+    assert time.monotonic() - started < 5.0
+    assert "services.py" in (tmp_path / "run.log").read_text()
+    assert is_gone(pid)
+
+
+def test_a_stopped_worker_is_ended_too(make_pool):
+    pool = make_pool(Sums())
+    os.kill(pool.pids()[0], signal.SIGSTOP)
+    with pytest.raises(WorkerLost, match="gave no sign of life"):
+        ask(pool, 0, "add", 1, 1)
+
+
+def test_work_that_shows_life_may_take_longer_than_the_limit(make_pool):
+    # Breaks when: the limit is on the reply instead of on the silence.
+    assert ask(make_pool(Sums()), 0, "work", 25) == "done"
+
+
+@pytest.mark.parametrize(
+    ("misbehave", "message"),
+    [
+        ("raise", r"worker 1 \(pid \d+\) raised ValueError: no service today"),
+        ("exit", "worker 1 .* exited with code 3 and no Python error"),
+        ("sleep", "worker 1 .* was not ready within 2 s"),
+    ],
+)
+def test_failing_to_start_is_named_and_ends_the_others(make_pool, misbehave, message):
+    before = set(psutil.Process().children(recursive=True))
+    started = time.monotonic()
+    with pytest.raises(WorkerError, match=message):
+        make_pool(Sums(), Sums(misbehave), limits=TimeLimits(start=2.0))
+    assert time.monotonic() - started < 10.0
+    left = set(psutil.Process().children(recursive=True)) - before
+    assert not [p for p in left if not is_gone(p.pid) and "forkserver" not in str(p.cmdline())]
+
+
+def test_closing_ends_a_busy_worker_and_may_be_repeated(make_pool):
+    pool = make_pool(Sums(), Sums())
+    pids = pool.pids()
+    pool.ask(0, "sleep", 60)
+    started = time.monotonic()
+    pool.close()
+    pool.close()
+    assert time.monotonic() - started < 4.0
+    assert all(is_gone(pid) for pid in pids)
+
+
+def test_a_dead_fork_server_is_replaced(make_pool):
+    make_pool(Sums()).close()
+    (server,) = [p for p in psutil.Process().children() if "forkserver" in str(p.cmdline())]
+    server.kill()
+    while server.status() != psutil.STATUS_ZOMBIE:  # reaping it is the starter's business
+        time.sleep(0.01)
+    assert ask(make_pool(Sums()), 0, "add", 1, 1) == 2

@@ -1,0 +1,107 @@
+"""Tensors in anonymous shared memory: layout, limits, nothing left behind; weights never torn."""
+
+import os
+
+import pytest
+import torch
+
+from rl_bench import system
+from rl_bench.config import EnvConfig
+from rl_bench.envs import check_env, make_vector_env
+from rl_bench.errors import ConfigError, WorkerError
+from rl_bench.nets import ActorCritic
+from rl_bench.rollout.parallel import PublishedWeights
+from rl_bench.rollout.shared_memory import SharedTensors
+from rl_bench.rollout.worker import RolloutWorker
+from rl_bench.types import Trajectory
+
+
+def test_copies_keep_values_types_and_strides():
+    tensors = {
+        "weights": torch.randn(8, 3, 4, 4).to(memory_format=torch.channels_last),
+        "flags": torch.tensor([True, False, True]),
+        "frames": torch.randint(0, 255, (2, 5, 5, 3), dtype=torch.uint8),
+        "scalar": torch.tensor(7),
+        "empty": torch.empty(0, 4),
+    }
+    shared = SharedTensors.like(tensors)
+    for name, tensor in tensors.items():
+        assert torch.equal(shared[name], tensor), name
+        assert shared[name].dtype == tensor.dtype
+        assert shared[name].stride() == tensor.stride() or tensor.numel() == 0
+        assert shared[name].untyped_storage().nbytes() == tensor.untyped_storage().nbytes(), name
+    shared["flags"].fill_(True)
+    assert torch.equal(shared["weights"], tensors["weights"]), "neighbours do not overlap"
+
+
+def test_it_has_no_name_and_its_descriptor_can_be_given_up():
+    names, descriptors = os.listdir("/dev/shm"), os.listdir("/proc/self/fd")
+    shared = SharedTensors.like({"rows": torch.ones(1000)})
+    assert os.listdir("/dev/shm") == names
+    rows = shared["rows"]
+    shared.close()
+    shared.close()
+    assert rows.sum() == 1000, "tensors outlive the descriptor"
+    del shared, rows
+    assert len(os.listdir("/proc/self/fd")) == len(descriptors)
+
+
+def test_too_little_memory_is_said_before_it_is_touched(monkeypatch):
+    frames, actions = check_env(EnvConfig())
+    rollout = Trajectory.allocate(128, 32, frames, actions, device="meta")
+    monkeypatch.setattr(system, "available_memory", lambda: 10e6)
+    message = r"51 MB of shared memory are needed and 10 MB are available.*; lower --num-envs"
+    with pytest.raises(ConfigError, match=message):
+        SharedTensors.like(rollout.tensors(), hint="lower --num-envs")
+
+
+def test_available_memory_follows_the_control_group(tmp_path, monkeypatch):
+    (tmp_path / "memory.max").write_text("1000000\n")
+    (tmp_path / "memory.current").write_text("400000\n")
+    monkeypatch.setattr(system, "_own_cgroups", lambda controller: [tmp_path])
+    assert system.available_memory() == 600_000
+    (tmp_path / "memory.max").write_text("max\n")
+    assert system.available_memory() > 1_000_000
+
+
+def make_worker():
+    env = make_vector_env(EnvConfig(name="toy-counting"), 2, seed=0)
+    torch.manual_seed(0)
+    policy = ActorCritic(env.observation_space, env.action_space).acting_copy()
+    return RolloutWorker(env, policy, n_steps=3, seed=0)
+
+
+def test_published_weights_arrive_with_their_version():
+    worker = make_worker()
+    weights = {name: torch.full_like(w, 3.0) for name, w in worker.policy.state_dict().items()}
+    published = PublishedWeights(worker.policy.state_dict())
+    published.publish(weights, version=5)
+    published.load_into(worker, version=5)
+    assert worker.version == 5
+    assert all(bool((w == 3.0).all()) for w in worker.policy.state_dict().values())
+
+
+@pytest.mark.parametrize("published", [[], [4], [5, 7]])
+def test_weights_of_another_version_are_refused(published):
+    # Breaks when: a reader takes whatever lies in the set, whole or not.
+    worker = make_worker()
+    weights = PublishedWeights(worker.policy.state_dict())
+    for version in published:
+        weights.publish(worker.policy.state_dict(), version=version)
+    with pytest.raises(WorkerError, match="version 5 changed while they were read"):
+        weights.load_into(worker, version=5)
+
+
+def test_weights_that_change_while_they_are_read_are_refused(monkeypatch):
+    worker = make_worker()
+    weights = PublishedWeights(worker.policy.state_dict())
+    weights.publish(worker.policy.state_dict(), version=5)
+    load = worker.policy.load_weights
+
+    def load_while_the_next_but_one_is_written(source):
+        load(source)
+        weights.publish(source, version=7)
+
+    monkeypatch.setattr(worker.policy, "load_weights", load_while_the_next_but_one_is_written)
+    with pytest.raises(WorkerError, match="changed while they were read"):
+        weights.load_into(worker, version=5)
