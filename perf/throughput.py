@@ -1,11 +1,13 @@
-"""Throughput against peers: whole runs, interleaved A B A B, ratio of medians.
+"""Throughput of whole runs, interleaved A B A B: ratio of medians to a baseline arm.
 
 Each arm trains PPO on CoinRun (easy, 200 levels) at the default settings (32 environments,
 128 steps, minibatch 1,024, 4 epochs, Nature encoder, as many threads as usable cores) for
-`--seconds` of wall clock; set-up is outside the measured window. A peer is installed into a
-virtual environment of its own from its own requirements. Run it on an otherwise idle machine:
+`--seconds` of wall clock; set-up is outside the measured window. Arms named 2x16 have that many
+workers × environments. A peer is installed into a virtual environment of its own from its own
+requirements. Run it on an otherwise idle machine:
 
-    .venv/bin/python perf/throughput.py --repeats 3 --seconds 60 --output benchmarks/throughput.json
+    .venv/bin/python perf/throughput.py --arms sequential sb3 --baseline sb3
+    .venv/bin/python perf/throughput.py --arms sequential 2x16 4x8
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +30,10 @@ from rl_bench import system  # noqa: E402
 Measurement = dict[str, float]
 
 
-def run_ours(seconds: float, *flags: str) -> Measurement:
+def run_ours(seconds: float, *flags: str, script: str = "train_timed.py") -> Measurement:
     with tempfile.TemporaryDirectory() as directory:
         command = [
-            sys.executable, str(ROOT / "train_timed.py"), "--duration", str(seconds / 3600),
+            sys.executable, str(ROOT / script), "--duration", str(seconds / 3600),
             "--output-dir", directory, "--seed", "1", *flags,
         ]  # fmt: skip
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL, timeout=10 * seconds + 300)
@@ -39,7 +42,14 @@ def run_ours(seconds: float, *flags: str) -> Measurement:
         "timesteps": result["total_timesteps"],
         "seconds": result["elapsed_seconds"],
         "peak_memory_gb": result["resource_usage"]["peak_memory_gb"],
+        "collect_seconds": result["phases"]["collect"] / result["total_updates"],
+        "update_seconds": result["phases"]["update"] / result["total_updates"],
     }
+
+
+def run_parallel(seconds: float, workers: int, *flags: str) -> Measurement:
+    layout = ("--num-envs", "32", "--num-workers", str(workers))
+    return run_ours(seconds, *layout, *flags, script="train_parallel_timed.py")
 
 
 def run_sb3(seconds: float) -> Measurement:
@@ -69,9 +79,14 @@ def peer_python(name: str) -> Path:
     return python
 
 
-ARMS = {
-    "rl_bench": run_ours,
-    "rl_bench_fp32": lambda seconds: run_ours(seconds, "--precision", "fp32"),
+CENTRAL = ("--set", "parallel.gradient=central")
+ARMS: dict[str, Callable[[float], Measurement]] = {
+    "sequential": run_ours,
+    "sequential-fp32": lambda seconds: run_ours(seconds, "--precision", "fp32"),
+    "2x16": lambda seconds: run_parallel(seconds, 2),
+    "4x8": lambda seconds: run_parallel(seconds, 4),
+    "2x16-central": lambda seconds: run_parallel(seconds, 2, *CENTRAL),
+    "4x8-central": lambda seconds: run_parallel(seconds, 4, *CENTRAL),
     "sb3": run_sb3,
 }
 
@@ -99,13 +114,12 @@ def measure(arms: list[str], repeats: int, seconds: float) -> dict[str, list[Mea
     for repeat in range(repeats):
         for arm in arms:
             runs[arm].append(ARMS[arm](seconds))
-            print(f"{repeat + 1}/{repeats} {arm:14s} {fps(runs[arm][-1]):8,.0f} FPS", flush=True)
+            print(f"{repeat + 1}/{repeats} {arm:15s} {fps(runs[arm][-1]):8,.0f} FPS", flush=True)
     return runs
 
 
-def summarise(runs: dict[str, list[Measurement]]) -> dict[str, Any]:
+def summarise(runs: dict[str, list[Measurement]], baseline: str) -> dict[str, Any]:
     rates = {arm: [fps(m) for m in measurements] for arm, measurements in runs.items()}
-    baseline = rates["sb3"]
     return {
         arm: {
             "fps": values,
@@ -113,10 +127,20 @@ def summarise(runs: dict[str, list[Measurement]]) -> dict[str, Any]:
             "min_fps": min(values),
             "max_fps": max(values),
             "peak_memory_gb": max(m["peak_memory_gb"] for m in runs[arm]),
-            "ratio_to_sb3": statistics.median(values) / statistics.median(baseline),
-            "ratio_interval_95": ratio_interval(values, baseline),
+            "ratio": statistics.median(values) / statistics.median(rates[baseline]),
+            "ratio_interval_95": ratio_interval(values, rates[baseline]),
+            **_median_phases(runs[arm]),
         }
         for arm, values in rates.items()
+    }
+
+
+def _median_phases(measurements: list[Measurement]) -> Measurement:
+    """Seconds of one update, where the arm tells."""
+    return {
+        phase: statistics.median(m[phase] for m in measurements)
+        for phase in ("collect_seconds", "update_seconds")
+        if phase in measurements[0]
     }
 
 
@@ -126,24 +150,33 @@ def main() -> None:
     )
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=60.0, help="measured window of each run")
-    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=["sequential", "2x16", "4x8"])
+    parser.add_argument("--baseline", choices=ARMS, help="the ratios' divisor [the first arm]")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/throughput.json"))
     arguments = parser.parse_args()
-    if "sb3" not in arguments.arms:
-        parser.error("the arm 'sb3' is the baseline of the ratios and must be among the arms")
+    baseline = arguments.baseline or arguments.arms[0]
+    if baseline not in arguments.arms:
+        parser.error(f"the baseline '{baseline}' must be among the arms")
     runs = measure(arguments.arms, arguments.repeats, arguments.seconds)
-    table = summarise(runs)
+    table = summarise(runs, baseline)
     print(
-        f"\n{'arm':14s} {'median':>8s} {'min':>8s} {'max':>8s} {'memory':>8s}  ratio to SB3 (95 %)"
+        f"\n{'arm':15s} {'median':>8s} {'min':>8s} {'max':>8s} {'memory':>8s}"
+        f"  ratio to {baseline} (95 %)"
     )
     for arm, row in table.items():
         low, high = row["ratio_interval_95"]
         print(
-            f"{arm:14s} {row['median_fps']:8,.0f} {row['min_fps']:8,.0f} {row['max_fps']:8,.0f} "
-            f"{row['peak_memory_gb']:6.2f}GB  {row['ratio_to_sb3']:.2f} ({low:.2f} to {high:.2f})"
+            f"{arm:15s} {row['median_fps']:8,.0f} {row['min_fps']:8,.0f} {row['max_fps']:8,.0f} "
+            f"{row['peak_memory_gb']:6.2f}GB  {row['ratio']:.2f} ({low:.2f} to {high:.2f})"
         )
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    document = {"system": system.host_facts(), "seconds": arguments.seconds, "arms": table}
+    document = {
+        "system": system.host_facts(),
+        "git": system.git_facts(),
+        "seconds": arguments.seconds,
+        "baseline": baseline,
+        "arms": table,
+    }
     arguments.output.write_text(json.dumps(document, indent=2) + "\n")
     print(f"\nwritten to {arguments.output}")
 
