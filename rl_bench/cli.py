@@ -21,6 +21,7 @@ from rl_bench import fork_server
 from rl_bench.benchmark.mode import Mode
 from rl_bench.config_files import (
     Layer,
+    build_config,
     layer_from_flags,
     load_yaml,
     schema,
@@ -209,7 +210,10 @@ def _train(mode: Mode, guard: SignalGuard, argv: list[str], started: float) -> i
         directory = f"benchmarks/{mode.stem}_{stamp}"
         settings = Layer(settings.source, {**settings.values, "logging.output_dir": directory})
     if mode.rollouts == "parallel":
-        fork_server.launch()  # it imports torch while we do
+        from rl_bench.envs import modules_to_share
+
+        # It imports torch while we do.
+        fork_server.launch(modules_to_share(build_config(settings).env.name))
     from rl_bench.benchmark import run  # torch and all that, after the cheap checks
 
     command = f"python {Path(sys.argv[0]).name} --config <this file> --output-dir <directory>"

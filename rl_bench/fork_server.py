@@ -10,21 +10,23 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from multiprocessing import forkserver, get_context, resource_tracker
 from typing import Any
 
-PRELOAD = "rl_bench.benchmark.build"
+_modules = ["rl_bench.benchmark.build"]
 
 
-def launch() -> Any:
+def launch(more_modules: Sequence[str] = ()) -> Any:
     """Start it in the background unless it runs; returns the context that makes processes.
 
+    It imports what workers need and, if it is not too late, `more_modules`.
     It and all that it forks have one torch thread, and SIGINT and SIGTERM blocked: a Ctrl+C at the
     terminal reaches every process, but only the main one is to answer it.
     """
     context = get_context("forkserver")
-    context.set_forkserver_preload([PRELOAD])
+    _modules.extend(name for name in more_modules if name not in _modules)
+    context.set_forkserver_preload(_modules)
     resource_tracker.ensure_running()  # started later, it would unblock the signals again
     search_path = os.pathsep.join(path for path in sys.path if path)
     # Torch reads OMP_NUM_THREADS when it is imported, which the server does at its start.

@@ -9,12 +9,19 @@ from pathlib import Path
 
 import torch
 
-from rl_bench import system
+from rl_bench import fork_server, system
 from rl_bench.agents.base import Agent
 from rl_bench.agents.ppo import PPO, ClippedObjective, Gradient
 from rl_bench.benchmark.mode import Mode
 from rl_bench.config import Config, EnvConfig, check_batches, share_out_environments
-from rl_bench.envs import VectorEnv, canonical_name, check_env, is_procgen, make_vector_env
+from rl_bench.envs import (
+    VectorEnv,
+    canonical_name,
+    check_env,
+    is_procgen,
+    make_vector_env,
+    modules_to_share,
+)
 from rl_bench.errors import ConfigError
 from rl_bench.nets import ActorCritic, check_spaces
 from rl_bench.rollout.parallel import ParallelSource, PublishedWeights, RolloutService
@@ -147,6 +154,7 @@ def _in_worker_processes(
     limits = TimeLimits(
         start=config.parallel.start_limit_seconds, silence=config.parallel.silence_limit_seconds
     )
+    fork_server.launch(modules_to_share(config.env.name))
     pool = WorkerPool(
         [factory(index, 0) for index in range(plan.num_workers)],
         description=describe(config.env),

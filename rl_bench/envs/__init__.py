@@ -8,7 +8,15 @@ from rl_bench.config import EnvConfig
 from rl_bench.envs import gymnasium, procgen, toy
 from rl_bench.envs.base import Step, VectorEnv
 
-__all__ = ["Step", "VectorEnv", "canonical_name", "check_env", "is_procgen", "make_vector_env"]
+__all__ = [
+    "Step",
+    "VectorEnv",
+    "canonical_name",
+    "check_env",
+    "is_procgen",
+    "make_vector_env",
+    "modules_to_share",
+]
 
 
 def is_procgen(name: str) -> bool:
@@ -20,6 +28,11 @@ def canonical_name(name: str) -> str:
     """One name for the three that a Procgen game has; other ids as they are."""
     game = procgen.game_of(name)
     return f"procgen-{game}-v0" if game else name
+
+
+def modules_to_share(name: str) -> list[str]:
+    """Modules that hold much memory for this environment: import them before forking."""
+    return ["rl_bench.envs.procgen_assets"] if is_procgen(name) else []
 
 
 def check_env(config: EnvConfig) -> tuple[Space, Space]:

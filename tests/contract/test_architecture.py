@@ -27,9 +27,9 @@ ALLOWED = {
     "rollout": BASE | {"envs", "nets", "system", "fork_server"},
     "training": BASE | {"nets", "agents", "rollout", "storage", "streams", "monitor"},
     "benchmark": BASE
-    | {"config_files", "storage", "interrupts", "system", "monitor", "envs", "nets", "agents",
-       "rollout", "training"},
-    "cli": {"errors", "config_files", "fork_server", "interrupts", "streams", "benchmark"},
+    | {"config_files", "storage", "interrupts", "system", "monitor", "fork_server", "envs",
+       "nets", "agents", "rollout", "training"},
+    "cli": {"errors", "config_files", "fork_server", "interrupts", "streams", "envs", "benchmark"},
 }  # fmt: skip
 
 
