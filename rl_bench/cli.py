@@ -209,7 +209,7 @@ def _train(mode: Mode, guard: SignalGuard, argv: list[str], started: float) -> i
         stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
         directory = f"benchmarks/{mode.stem}_{stamp}"
         settings = Layer(settings.source, {**settings.values, "logging.output_dir": directory})
-    if mode.rollouts == "parallel":
+    if mode.rollouts == "parallel" and not arguments.resume:  # whose checkpoint knows the rest
         from rl_bench.envs import modules_to_share
 
         # It imports torch while we do.

@@ -111,15 +111,18 @@ class ParallelConfig:
     gradient: str = setting(
         "auto",
         "where minibatches are computed: by the learner with all threads, or in one-thread shares "
-        "by learner and workers; auto: shares for images",
+        "by learner and workers; auto: shares for images, where they use every core",
         choices=("auto", "central", "sharded"),
     )
     restart_budget: int = setting(3, "lost workers to replace before giving up", minimum=0)
     start_limit_seconds: float = setting(
-        120.0, "time that a worker has until it is ready", above=0.0
+        120.0, "time that a worker has until it is ready", above=0.0, maximum=86_400
     )
     silence_limit_seconds: float = setting(
-        60.0, "time without a step after which a worker counts as hung", above=0.0
+        60.0,
+        "time without a step or an answer after which a worker counts as hung",
+        above=0.0,
+        maximum=86_400,
     )
 
 
@@ -206,6 +209,20 @@ def share_out_environments(config: Config, *, cores: int) -> Config:
         parallel__num_workers=workers,
         parallel__num_envs_per_worker=each,
     )
+
+
+def check_lock_step(config: Config, cores: int) -> None:
+    """What PPO cannot do with workers. Raises: ConfigError."""
+    if config.parallel.policy_update_frequency != 1:
+        raise ConfigError(
+            f"parallel.policy_update_frequency: {config.parallel.policy_update_frequency} leaves "
+            "workers with old weights; PPO needs 1"
+        )
+    if config.parallel.gradient == "sharded" and cores == 1:
+        raise ConfigError(
+            "parallel.gradient: 'sharded' needs two threads at least; raise --num-threads from 1 "
+            "or choose 'central'"
+        )
 
 
 def check_batches(config: Config) -> None:

@@ -10,9 +10,15 @@ import contextlib
 import os
 import signal
 import sys
+import threading
+import time
 from collections.abc import Iterator, Sequence
-from multiprocessing import forkserver, get_context, resource_tracker
+from multiprocessing import forkserver, get_context, resource_tracker, util
 from typing import Any
+
+import psutil
+
+from rl_bench.errors import ConfigError
 
 _modules = ["rl_bench.benchmark.build"]
 
@@ -23,16 +29,61 @@ def launch(more_modules: Sequence[str] = ()) -> Any:
     It imports what workers need and, if it is not too late, `more_modules`.
     It and all that it forks have one torch thread, and SIGINT and SIGTERM blocked: a Ctrl+C at the
     terminal reaches every process, but only the main one is to answer it.
+    Raises: ConfigError where its socket cannot be made.
     """
     context = get_context("forkserver")
     _modules.extend(name for name in more_modules if name not in _modules)
     context.set_forkserver_preload(_modules)
     resource_tracker.ensure_running()  # started later, it would unblock the signals again
-    search_path = os.pathsep.join(path for path in sys.path if path)
-    # Torch reads OMP_NUM_THREADS when it is imported, which the server does at its start.
-    with _signals_blocked(), _environment(OMP_NUM_THREADS="1", PYTHONPATH=search_path):
-        forkserver.ensure_running()
+    with _signals_blocked(), _environment(**_variables()):
+        try:
+            forkserver.ensure_running()
+        except OSError as error:
+            raise ConfigError(
+                f"worker processes cannot be started from '{directory()}': {error}; "
+                "another directory in the environment variable TMPDIR may help"
+            ) from error
     return context
+
+
+def start(process: Any) -> None:
+    """Start a process of the context. A server that is just ending still counts as running."""
+    try:
+        process.start()
+    except ConnectionError:
+        time.sleep(0.2)
+        launch()
+        process.start()
+
+
+def _variables() -> dict[str, str]:
+    """One thread, lest forking meets others; modules from where this process has them."""
+    threads = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")  # read on import
+    search_path = os.pathsep.join(path for path in sys.path if path)
+    return dict.fromkeys(threads, "1") | {"PYTHONPATH": search_path, "PYTHONSAFEPATH": "1"}
+
+
+def directory() -> str:
+    """Where the server's socket lies."""
+    return util.get_temp_dir()
+
+
+@contextlib.contextmanager
+def patience(seconds: float) -> Iterator[None]:
+    """End the server if what is done inside takes longer: forking waits for it without limit."""
+    timer = threading.Timer(seconds, _kill)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _kill() -> None:
+    for child in psutil.Process().children():
+        if "multiprocessing.forkserver" in " ".join(child.cmdline()):
+            child.kill()
 
 
 @contextlib.contextmanager

@@ -13,11 +13,13 @@ from rl_bench.system import GB
 
 def proportional_memory_gb(process: psutil.Process) -> float:
     """Proportional set size in GB (10⁹ bytes): shared pages count once over all. 0: it ended."""
-    try:
-        info = process.memory_full_info()
-    except psutil.Error:
-        return 0.0
-    return getattr(info, "pss", info.rss) / GB
+    with contextlib.suppress(psutil.NoSuchProcess):
+        try:
+            info = process.memory_full_info()
+        except psutil.AccessDenied:
+            return process.memory_info().rss / GB
+        return getattr(info, "pss", info.rss) / GB
+    return 0.0
 
 
 class ResourceMonitor:
@@ -32,7 +34,7 @@ class ResourceMonitor:
         self.interval_seconds = interval_seconds
         self.worker_pids: Callable[[], list[int]] = list
         self.memory_gb = self.peak_memory_gb = self.peak_memory_per_worker_gb = 0.0
-        self._cpu_by_pid: dict[int, float] = {}
+        self._cpu_by_process: dict[psutil.Process, float] = {}
         self._memory_sum, self._samples = 0.0, 0
         self._earlier_cpu_seconds = 0.0
         self._process = psutil.Process()
@@ -61,7 +63,8 @@ class ResourceMonitor:
             self.sample()
 
     def sample(self) -> None:
-        by_pid = {p.pid: proportional_memory_gb(p) for p in self._processes()}
+        processes = self._processes()
+        by_pid = {p.pid: proportional_memory_gb(p) for p in processes}
         self.memory_gb = sum(by_pid.values())
         # Without worker processes the one worker is this process.
         workers = [by_pid.get(pid, 0.0) for pid in self.worker_pids()] or [self.memory_gb]
@@ -71,7 +74,7 @@ class ResourceMonitor:
         )
         self._memory_sum += self.memory_gb
         self._samples += 1
-        self._cpu_now()
+        self._cpu_now(processes)
 
     def _processes(self) -> list[psutil.Process]:
         return [self._process, *self._process.children(recursive=True)]
@@ -85,12 +88,12 @@ class ResourceMonitor:
         now = self._cpu_now() if self._cpu_at_stop is None else self._cpu_at_stop
         return self._earlier_cpu_seconds + now - self._cpu_at_start
 
-    def _cpu_now(self) -> float:
-        for process in self._processes():
+    def _cpu_now(self, processes: list[psutil.Process] | None = None) -> float:
+        for process in processes or self._processes():
             with contextlib.suppress(psutil.Error):
                 times = process.cpu_times()
-                self._cpu_by_pid[process.pid] = times.user + times.system
-        return sum(list(self._cpu_by_pid.values()))  # the sampling thread may add one meanwhile
+                self._cpu_by_process[process] = times.user + times.system
+        return sum(list(self._cpu_by_process.values()))  # the sampling thread may add one meanwhile
 
     def state_dict(self) -> dict[str, float]:
         return {

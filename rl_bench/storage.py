@@ -1,12 +1,14 @@
-"""Files that are written whole or not at all, and the lock on a run's directory."""
+"""Files that are written whole or not at all, the lock on a run's directory, and its log."""
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
 import json
+import logging
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -100,3 +102,21 @@ class DirectoryLock:
         if not self._file.closed:
             self._file.truncate(0)
             self._file.close()
+
+
+@contextlib.contextmanager
+def log_to_file(path: Path) -> Iterator[None]:
+    """Everything that rl_bench logs inside also goes to this file. Raises: StorageError."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handler = logging.FileHandler(path, encoding="utf-8")
+    except OSError as error:
+        raise StorageError(f"cannot write to '{path.parent}': {error.strerror}") from error
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.getLogger("rl_bench").addHandler(handler)
+    try:
+        yield
+    finally:
+        logging.getLogger("rl_bench").removeHandler(handler)
+        with contextlib.suppress(OSError):  # a full disk is reported by what filled it
+            handler.close()

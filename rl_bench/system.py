@@ -65,9 +65,10 @@ def plan_one_process(num_threads: int) -> CpuPlan:
     return CpuPlan(usable_cores(), 1, num_threads, env_threads, num_threads, 1)
 
 
-def plan_workers(num_threads: int, num_workers: int, *, sharded: bool) -> CpuPlan:
+def plan_workers(num_threads: int, num_workers: int, *, most_shares: int) -> CpuPlan:
     """A thread for each worker; while they wait, the learner has all threads or all shares."""
-    shares = min(num_threads, num_workers + 1) if sharded else 1
+    shares = min(num_threads, num_workers + 1, most_shares)
+    sharded = shares > 1
     learner_threads = 1 if sharded else num_threads
     return CpuPlan(usable_cores(), num_workers, 1, 0, learner_threads, shares)
 
@@ -225,8 +226,15 @@ def available_memory() -> float:
         limit = _bytes_in(directory / "memory.max", directory / "memory.limit_in_bytes")
         used = _bytes_in(directory / "memory.current", directory / "memory.usage_in_bytes")
         if limit is not None and used is not None:
-            available.append(limit - used)
+            available.append(limit - used + _file_cache(directory))
     return max(0.0, min(available))
+
+
+def _file_cache(directory: Path) -> float:
+    """Bytes of files that the kernel keeps while there is room: counted as used, but give way."""
+    lines = (line.split() for line in _read_text(directory / "memory.stat").splitlines())
+    stat = {words[0]: float(words[1]) for words in lines if len(words) == 2}
+    return sum(stat.get(name, 0.0) for name in ("inactive_file", "active_file"))
 
 
 def _bytes_in(*paths: Path) -> float | None:

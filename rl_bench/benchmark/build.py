@@ -13,7 +13,13 @@ from rl_bench import fork_server, system
 from rl_bench.agents.base import Agent
 from rl_bench.agents.ppo import PPO, ClippedObjective, Gradient
 from rl_bench.benchmark.mode import Mode
-from rl_bench.config import Config, EnvConfig, check_batches, share_out_environments
+from rl_bench.config import (
+    Config,
+    EnvConfig,
+    check_batches,
+    check_lock_step,
+    share_out_environments,
+)
 from rl_bench.envs import (
     VectorEnv,
     canonical_name,
@@ -31,6 +37,7 @@ from rl_bench.rollout.serving import Service
 from rl_bench.rollout.shared_memory import SharedTensors
 from rl_bench.rollout.source import Source
 from rl_bench.rollout.worker import RolloutWorker, WorkerSeeds
+from rl_bench.training import checkpoint
 from rl_bench.training.sharding import GradientService, ShardedGradient, SharedUpdate
 from rl_bench.types import Trajectory
 
@@ -57,12 +64,14 @@ def resolve(config: Config, mode: Mode) -> Config:
     """
     check_spaces(*check_env(config.env), config.model.encoder)
     cores = config.hardware.num_threads or system.usable_cores()
-    shared_out = share_out_environments(config, cores=cores if mode.rollouts == "parallel" else 1)
     if mode.rollouts == "parallel":
-        config = shared_out
-    config = config.replace(training__num_envs=shared_out.training.num_envs)
+        config = share_out_environments(config, cores=cores)
+    elif config.training.num_envs is None:
+        total = share_out_environments(config, cores=1).training.num_envs
+        config = config.replace(training__num_envs=total)
     if mode.algorithm == "ppo":
         check_batches(config)
+        check_lock_step(config, cores)
     normalise = config.training.normalise_rewards
     if normalise is None:
         normalise = is_procgen(config.env.name)
@@ -94,7 +103,8 @@ def plan_cpus(config: Config, mode: Mode) -> system.CpuPlan:
     if mode.rollouts == "sequential":
         return system.plan_one_process(threads)
     assert workers is not None
-    return system.plan_workers(threads, workers, sharded=config.parallel.gradient == "sharded")
+    shares = config.training.batch_size if config.parallel.gradient == "sharded" else 1
+    return system.plan_workers(threads, workers, most_shares=shares)
 
 
 def build(
@@ -161,18 +171,17 @@ def _in_worker_processes(
         limits=limits,
         log=log,
     )
-    source = ParallelSource(
-        pool,
-        trajectory,
-        weights,
-        factory,
-        restart_budget=config.parallel.restart_budget,
-    )
-    gradient = None
-    if shared is not None:
-        objective = ClippedObjective(net, config.training)
-        gradient = ShardedGradient(objective, pool, shared)
-    return Parts(source, make_agent(net, config, mode, gradient), identity_of(config, net), shared)
+    try:
+        budget = config.parallel.restart_budget
+        source = ParallelSource(pool, trajectory, weights, factory, restart_budget=budget)
+        gradient = None
+        if shared is not None:
+            gradient = ShardedGradient(ClippedObjective(net, config.training), pool, shared)
+        agent = make_agent(net, config, mode, gradient)
+    except BaseException:
+        pool.close()
+        raise
+    return Parts(source, agent, identity_of(config, net), shared)
 
 
 @dataclass(frozen=True)
@@ -194,13 +203,14 @@ class WorkerFactory:
         seeds = WorkerSeeds.of(
             config.env.seed, self.index, resumes=self.resumes, restarts=self.restarts
         )
+        checkpoint.seed_global_random_state(seeds.env)  # for environments that draw from it
         env = make_vector_env(config.env, each, seed=seeds.env)
         net = make_net(config)
         worker = make_worker(config, env, net, seeds, show_life)
         trajectory = Trajectory.of(self.trajectory)
         block = trajectory.columns(self.index * each, (self.index + 1) * each)
         requests = dict(RolloutService(worker, block, self.weights).requests())
-        if self.shared is not None and self.index in self.shared.gradients:
+        if self.shared is not None and self.index in self.shared.helpers:
             objective = ClippedObjective(net, config.training)
             service = GradientService(objective, trajectory, self.shared, self.index)
             requests.update(service.requests())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import time
 from collections.abc import Callable
@@ -29,6 +28,8 @@ from rl_bench.training.stopping import Limit, Stop, Stopwatch, TimestepLimit, Wa
 from rl_bench.types import Counters
 
 logger = logging.getLogger(__name__)
+
+LOG = "run.log"
 
 
 @dataclass
@@ -108,7 +109,7 @@ class Run:
         """Build, train, write, save. Returns 0, or 130 or 143 after a signal."""
         if self.session.found and self._is_finished(self.session.found.path):
             return 0
-        with self._log_to_file():
+        with storage.log_to_file(self.paths.logs / LOG):
             try:
                 self.console.block(*banner(self.mode, self.config, self.plan, self.paths))
                 self._prepare()
@@ -136,7 +137,7 @@ class Run:
     def _prepare(self) -> None:
         """Everything that is set-up: it is measured apart from the window."""
         system.prepare_process(self.plan.learner_threads)
-        log = self.paths.logs / "run.log"
+        log = self.paths.logs / LOG
         self.parts = build(self.config, self.mode, self.plan, resumes=self.resumes, log=log)
         self.monitor.worker_pids = self.parts.source.worker_pids
         if self.session.found is not None:
@@ -226,24 +227,29 @@ class Run:
         """Put the traceback into run.log and the results on disk; returns what to tell the user."""
         logger.debug("the run failed", exc_info=error)
         if isinstance(error, WorkerLost) and self.setup_seconds is not None:
-            # Between two updates: what was learned so far is whole, and worth saving.
-            timesteps = self.recorder.counters.timesteps
-            with contextlib.suppress(StorageError):
-                self.session.checkpoints.write_step(timesteps, self._state())
+            self._save_between_updates()
         self._write_results_if_open("failed", f"{type(error).__name__}: {error}")
         if isinstance(error, RlBenchError):
             return error
-        where = self.paths.logs / "run.log"
+        where = self.paths.logs / LOG
         return TrainingError(
             f"unexpected {type(error).__name__}: {error}; the traceback is in '{where}'"
         )
 
-    def _write_results_if_open(self, status: str, error: str) -> None:
-        """After a failure: what made the run fail is what the user has to know, not this."""
-        if self.setup_seconds is None:
-            return
+    def _save_between_updates(self) -> None:
+        """A worker is lost, but what was learned is whole, and worth saving if it is not yet."""
+        checkpoints, timesteps = self.session.checkpoints, self.recorder.counters.timesteps
         try:
-            self._write_results(status, error)
+            if not checkpoints.step_path(timesteps).exists():
+                checkpoints.write_step(timesteps, self._state())
+        except Exception as problem:  # noqa: BLE001 - the first failure is the one to tell
+            logger.warning("the state could not be saved: %s", problem)
+
+    def _write_results_if_open(self, status: str, error: str) -> None:
+        """What made the run fail is what the user has to know, not a failure of this."""
+        try:
+            if self.setup_seconds is not None:
+                self._write_results(status, error)
         except StorageError:
             logger.debug("the results could not be written either", exc_info=True)
 
@@ -269,28 +275,13 @@ class Run:
         return result.write(measured, self.paths, status=status, error=error)
 
     def _close(self) -> None:
-        self.console.finish()
-        self.monitor.stop()
-        self.recorder.close()
-        if self.parts is not None:
-            self.parts.close()
-
-    @contextlib.contextmanager
-    def _log_to_file(self) -> Any:
-        """Everything that is logged also goes to the run's `run.log`. Raises: StorageError."""
         try:
-            self.paths.logs.mkdir(parents=True, exist_ok=True)
-            handler = logging.FileHandler(self.paths.logs / "run.log", encoding="utf-8")
-        except OSError as error:
-            raise StorageError(f"cannot write to '{self.paths.logs}': {error.strerror}") from error
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-        logging.getLogger("rl_bench").addHandler(handler)
-        try:
-            yield
+            self.console.finish()
+            self.monitor.stop()
+            self.recorder.close()
         finally:
-            logging.getLogger("rl_bench").removeHandler(handler)
-            with contextlib.suppress(OSError):  # a full disk is reported by what filled it
-                handler.close()
+            if self.parts is not None:
+                self.parts.close()
 
 
 def _now() -> str:

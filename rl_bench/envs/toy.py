@@ -133,6 +133,15 @@ class StillbornEnv(CountingEnv):
         raise RuntimeError("the stillborn environment did not start, as it was built to")
 
 
+class MoodyEnv(CountingEnv):
+    """Does not start while there is a file `bad-mood` in the current directory."""
+
+    def reset(self) -> np.ndarray:
+        if os.path.exists("bad-mood"):
+            raise RuntimeError("the moody environment is in a bad mood")
+        return super().reset()
+
+
 class NanEnv(CountingEnv):
     """Counts, and shows NaN from its 50th step on."""
 
@@ -149,6 +158,7 @@ TOYS: dict[str, Callable[..., VectorEnv]] = {
     "toy-exiting": ExitingEnv,
     "toy-hanging": HangingEnv,
     "toy-stillborn": StillbornEnv,
+    "toy-moody": MoodyEnv,
     "toy-nan": NanEnv,
 }
 

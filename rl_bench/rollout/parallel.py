@@ -42,6 +42,7 @@ class PublishedWeights:
         self._sets = [SharedTensors.like(marked) for _ in range(2)]
 
     def publish(self, weights: Mapping[str, torch.Tensor], *, version: int) -> None:
+        """Write a version. The caller sees to it that no worker reads the last but one."""
         target = self._sets[version % 2]
         target[VERSION].fill_(NOT_WHOLE)
         with torch.no_grad():
@@ -56,7 +57,7 @@ class PublishedWeights:
         worker.policy.load_weights(source)
         worker.version = version
         if {before, int(source[VERSION])} != {version}:
-            raise WorkerError(f"the weights of version {version} changed while they were read")
+            raise WorkerError(f"the weights of version {version} are not there, or not whole")
 
     def close(self) -> None:
         for shared in self._sets:
@@ -88,6 +89,7 @@ class RolloutService:
         }
 
     def collect(self, version: int) -> Collected:
+        """Fill the block [T, B] with the weights of this version."""
         worker = self.worker
         self.weights.load_into(worker, version=version)
         simulation, inference = worker.simulation_seconds, worker.inference_seconds
@@ -169,8 +171,13 @@ class ParallelSource:
             try:
                 self.pool.restart(lost.worker, self._make_factory(lost.worker, self.restarts))
             except WorkerLost as error:
+                logger.warning("the replacement of worker %d: %s", lost.worker, error)
                 lost = error
                 continue
+            except RlBenchError as error:
+                self._let_finish(collecting)
+                message = f"{lost}; its replacement did not start: {error}"
+                raise WorkerLost(lost.worker, message) from error
             logger.warning(
                 "worker %d was restarted, its environments start anew; restarts left: %d",
                 lost.worker,
@@ -187,6 +194,7 @@ class ParallelSource:
     def _account(self, collected: Mapping[int, Collected]) -> None:
         """Merge in the order of the workers, never of arrival."""
         self.trajectory.episodes = EpisodeStats()
+        assert (self.trajectory.policy_version == self._version).all(), "a block was not written"
         for index in range(len(self.pool)):
             reply = collected[index]
             self.trajectory.episodes.extend(reply.episodes)
@@ -209,16 +217,25 @@ class ParallelSource:
 
     def state_dict(self) -> dict[str, Any]:
         """A lost worker has no state: a resume starts its environments anew."""
+        asked = [self._ask_for_state(index) for index in range(len(self.pool))]
         return {
-            "workers": [self._state_of(index) for index in range(len(self.pool))],
+            "workers": [
+                self._state_of(i) if was_asked else None for i, was_asked in enumerate(asked)
+            ],
             "restarts": self.restarts,
             "worker_seconds": dict(self._seconds),
             "unfinished": list(self._unfinished),
         }
 
-    def _state_of(self, index: int) -> dict[str, Any] | None:
+    def _ask_for_state(self, index: int) -> bool:
         try:
             self.pool.ask(index, "state")
+        except WorkerLost:
+            return False
+        return True
+
+    def _state_of(self, index: int) -> dict[str, Any] | None:
+        try:
             _, state = self.pool.next_reply([index])
         except WorkerLost:
             return None

@@ -1,19 +1,21 @@
 """Worker processes: started, asked, watched, replaced and ended. Knows nothing of what they do.
 
-Each worker serves one request at a time over a pipe of its own; requests and replies are small.
-Every wait has a time limit and watches the process itself, so a worker that dies, hangs or raises
-is named instead of waited for. Signals are the main process's business: workers start with them
-blocked, and end by themselves when the main process is gone.
+Each worker serves one request at a time over a pipe of its own; messages are small, but for the
+snapshots of environments in a checkpoint. Every wait has a time limit and watches the process, so a
+worker that dies, hangs or raises is named instead of waited for. Signals are the main process's
+business: workers have them blocked, and end by themselves when the main process is gone.
 """
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import enum
 import logging
 import os
 import pickle
 import signal
+import threading
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -21,16 +23,20 @@ from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 from rl_bench import fork_server
 from rl_bench.errors import RlBenchError, WorkerError
 from rl_bench.rollout.serving import CLOSE, Factory, serve
 from rl_bench.rollout.shared_memory import SharedTensors
+from rl_bench.rollout.watching import UNKNOWN_EXIT_CODE, Watcher, ending_of, limit_transfers
 
 logger = logging.getLogger(__name__)
 
 DUMP_SECONDS = 0.5
+# Woken this long after a deadline, it was the main process that had been stopped.
+LATE_SECONDS = 1.0
 
 
 class State(enum.Enum):
@@ -68,9 +74,9 @@ class Worker:
     def __init__(self, index: int, process: Any, pipe: connection.Connection) -> None:
         self.index, self.process, self.pipe = index, process, pipe
         self.state = State.STARTING
-        self.deadline = 0.0
-        self.beats_seen = 0
-        self.cause = ""
+        self.deadline: float | None = None  # known once somebody waits
+        self.beats_seen = -1
+        self.cause = ""  # how it ended, once that is known
 
     @property
     def name(self) -> str:
@@ -96,9 +102,13 @@ class WorkerPool:
         self._description, self._limits, self._log = description, limits or TimeLimits(), log
         self._beats = SharedTensors.like({"beats": torch.zeros(len(factories), dtype=torch.int64)})
         self._workers: list[Worker] = []
+        self._finding_out = threading.Lock()  # how a process ended can be read only once
+        self._watcher = Watcher(self._find_out)
+        # However the main process ends: multiprocessing itself would wait without a limit.
+        atexit.register(self._kill_all)
         try:
             for index, factory in enumerate(factories):
-                self._workers.append(self._launch(index, factory))
+                self._launch(index, factory)
             for worker in self._workers:
                 self._await_readiness(worker)
         except BaseException:
@@ -109,38 +119,46 @@ class WorkerPool:
         return len(self._workers)
 
     def pids(self) -> list[int]:
-        return [worker.process.pid for worker in self._workers if worker.process.pid]
+        """Process ids, in the order of the workers."""
+        return [worker.process.pid for worker in self._started()]
+
+    def _started(self) -> list[Worker]:
+        return [worker for worker in self._workers if worker.process.pid is not None]
 
     def _launch(self, index: int, factory: Factory) -> Worker:
         context = fork_server.launch()
         ours, theirs = context.Pipe()
+        limit_transfers(ours, self._limits.silence)
         process = context.Process(
             target=serve,
-            args=(theirs, factory, index, self._beats, self._log),
-            name=f"rl_bench-worker-{index}",
+            args=(theirs, factory, index, self._beats, self._log, fork_server.directory()),
             daemon=True,
         )
         worker = Worker(index, process, ours)
+        self._workers[index : index + 1] = [worker]  # before it runs, so that close() knows it
+        worker.deadline = time.monotonic() + self._limits.start
         try:
-            process.start()
-        except (EOFError, OSError) as error:
-            raise WorkerLost(index, f"worker {index} could not be started: {error}") from error
+            with fork_server.patience(self._limits.start):
+                fork_server.start(process)
+        except (EOFError, OSError, ValueError) as error:
+            worker.state, worker.cause = State.FAILED, f"worker {index} was not started: {error}"
+            raise WorkerLost(index, worker.cause) from error
         finally:
             theirs.close()
-        worker.deadline = time.monotonic() + self._limits.start
         return worker
 
     def _await_readiness(self, worker: Worker) -> None:
+        assert worker.deadline is not None
         remaining = max(0.0, worker.deadline - time.monotonic())
         if not connection.wait([worker.pipe, worker.process.sentinel], remaining):
             self._end_hung(worker, f"was not ready within {self._limits.start:g} s")
             raise WorkerLost(worker.index, worker.cause)
         self._receive(worker)
+        self._watcher.watch(worker)
 
     def restart(self, index: int, factory: Factory) -> None:
         """Replace a worker that was lost. Raises: WorkerLost, WorkerError."""
-        self._workers[index] = self._launch(index, factory)
-        self._await_readiness(self._workers[index])
+        self._await_readiness(self._launch(index, factory))
 
     def ask(self, index: int, request: str, *arguments: Any) -> None:
         """Send a request; the worker must have answered the one before. Raises: WorkerLost."""
@@ -151,32 +169,28 @@ class WorkerPool:
             worker.pipe.send((request, arguments))
         except OSError as error:
             raise self._lost(worker) from error
-        worker.state = State.BUSY
-        self._note_life(worker)
+        worker.state, worker.deadline = State.BUSY, None
 
     def next_reply(self, among: Collection[int]) -> tuple[int, Any]:
         """The first reply from these workers, and whose it is. Raises: as the class says."""
         waiting = [self._workers[index] for index in sorted(among)]
+        for worker in waiting:
+            self._require_alive(worker)
+            if worker.deadline is None:
+                self._note_life(worker)
         while True:
-            for worker in waiting:
-                self._require_alive(worker)
-            ready = connection.wait(self._watched(waiting), self._patience(waiting))
+            watched = [end for w in waiting for end in (w.pipe, w.process.sentinel)]
+            ready = connection.wait(watched, self._patience(waiting))
             for worker in waiting:
                 if worker.pipe in ready:
                     return worker.index, self._receive(worker)
-            for worker in self._workers:
                 if worker.process.sentinel in ready:
-                    self._lost(worker)
-            if not ready:
-                self._look_for_hung(waiting)
-
-    def _watched(self, waiting: Sequence[Worker]) -> list[Any]:
-        """The pipes that matter now, and every process: a death anywhere is noticed at once."""
-        alive = [worker for worker in self._workers if worker.state is not State.FAILED]
-        return [*(w.pipe for w in waiting), *(w.process.sentinel for w in alive)]
+                    raise self._lost(worker)
+            self._look_for_hung(waiting)
 
     def _patience(self, waiting: Sequence[Worker]) -> float:
-        return max(0.0, min(worker.deadline for worker in waiting) - time.monotonic())
+        first = min(worker.deadline for worker in waiting if worker.deadline is not None)
+        return max(0.0, first - time.monotonic())
 
     def _note_life(self, worker: Worker) -> None:
         worker.beats_seen = int(self._beats["beats"][worker.index])
@@ -184,9 +198,11 @@ class WorkerPool:
 
     def _look_for_hung(self, waiting: Sequence[Worker]) -> None:
         for worker in waiting:
-            if worker.deadline > time.monotonic():
+            assert worker.deadline is not None
+            late = time.monotonic() - worker.deadline
+            if late < 0:
                 continue
-            if int(self._beats["beats"][worker.index]) != worker.beats_seen:
+            if int(self._beats["beats"][worker.index]) != worker.beats_seen or late > LATE_SECONDS:
                 self._note_life(worker)
                 continue
             self._end_hung(worker, f"gave no sign of life for {self._limits.silence:g} s")
@@ -194,14 +210,18 @@ class WorkerPool:
 
     def _end_hung(self, worker: Worker, what: str) -> None:
         """Have it write down where it hangs, then end it."""
-        if self._log is not None and worker.process.pid:
-            with contextlib.suppress(OSError):
-                os.kill(worker.process.pid, signal.SIGUSR1)
-            worker.process.join(DUMP_SECONDS)
-        worker.process.kill()
-        worker.process.join(self._limits.close)
-        where = f"; its stack is in '{self._log}'" if self._log else ""
-        self._fail(worker, f"{worker.name} {what} and was ended{where}")
+        worker.cause = f"{worker.name} {what} and was ended"
+        with self._finding_out:
+            if self._log is not None:
+                size = _size(self._log)
+                with contextlib.suppress(OSError):
+                    os.kill(worker.process.pid, signal.SIGUSR1)
+                worker.process.join(DUMP_SECONDS)
+                if _size(self._log) > size:
+                    worker.cause += f"; its stack is in '{self._log}'"
+            worker.process.kill()
+            worker.process.join(self._limits.close)
+        self._fail(worker, f"{worker.cause}; environment: {self._description}")
 
     def _receive(self, worker: Worker) -> Any:
         try:
@@ -215,51 +235,68 @@ class WorkerPool:
         raise self._explained(worker, told) from RemoteTraceback(trace)
 
     def _explained(self, worker: Worker, told: RlBenchError | str) -> RlBenchError:
-        if isinstance(told, RlBenchError):
-            return type(told)(f"worker {worker.index}: {told}")
-        return WorkerError(f"{worker.name} raised {told}; environment: {self._description}")
+        if not isinstance(told, RlBenchError):
+            return WorkerError(f"{worker.name} raised {told}; environment: {self._description}")
+        return type(told)(f"worker {worker.index}: {told}")
 
     def _require_alive(self, worker: Worker) -> None:
         if worker.state is State.FAILED:
             raise WorkerLost(worker.index, worker.cause)
 
     def _lost(self, worker: Worker) -> WorkerLost:
-        """Find out how a process ended, and make sure that it did."""
-        if worker.state is not State.FAILED:
-            worker.process.join(DUMP_SECONDS)
-            if worker.process.exitcode is None:
-                worker.process.kill()
-                worker.process.join(self._limits.close)
-            self._fail(worker, f"{worker.name} {self._ending(worker.process.exitcode)}")
+        self._find_out(worker)
+        self._fail(worker, worker.cause)
         return WorkerLost(worker.index, worker.cause)
 
-    def _ending(self, code: int | None) -> str:
-        if code is not None and code < 0:
-            name = signal.Signals(-code).name
-            memory = ", possibly out of memory" if name == "SIGKILL" else ""
-            return f"was killed by {name}{memory}; environment: {self._description}"
-        return f"exited with code {code} and no Python error; environment: {self._description}"
+    def _find_out(self, worker: Worker) -> None:
+        """How a process ended, said once by whoever notices first; make sure that it did end."""
+        with self._finding_out:
+            if worker.cause:
+                return
+            worker.process.join(DUMP_SECONDS)
+            if worker.process.exitcode in (None, UNKNOWN_EXIT_CODE):
+                with contextlib.suppress(psutil.Error):
+                    alive = psutil.Process(worker.process.pid)
+                    alive.kill()
+                    alive.wait(self._limits.close)
+            ending = ending_of(worker.process.exitcode)
+            worker.cause = f"{worker.name} {ending}; environment: {self._description}"
+            # A failure at start-up is raised, and told once.
+            level = logging.DEBUG if worker.state is State.STARTING else logging.WARNING
+            logger.log(level, "%s", worker.cause)
 
     def _fail(self, worker: Worker, cause: str) -> None:
         worker.state, worker.cause = State.FAILED, cause
         worker.pipe.close()
-        logger.warning("%s", cause)
 
     def close(self) -> None:
         """Ask, wait, kill; may be called twice. Ends within seconds whatever the workers do."""
+        self._watcher.close()
         try:
-            for worker in self._workers:
-                if worker.state not in (State.FAILED, State.CLOSED):
+            for worker in self._started():
+                if worker.state in (State.READY, State.BUSY):
                     with contextlib.suppress(OSError):
                         worker.pipe.send((CLOSE, ()))
             deadline = time.monotonic() + self._limits.close
-            for worker in self._workers:
+            for worker in self._started():
                 worker.process.join(max(0.0, deadline - time.monotonic()))
         finally:
-            for worker in self._workers:
-                worker.process.kill()
+            self._kill_all()
         for worker in self._workers:
-            worker.process.join(self._limits.close)
             worker.pipe.close()
             worker.state = State.CLOSED
+            with contextlib.suppress(ValueError):  # unkillable: it sleeps in the kernel
+                worker.process.close()
+        self._workers.clear()
         self._beats.close()
+        atexit.unregister(self._kill_all)
+
+    def _kill_all(self) -> None:
+        for worker in self._started():
+            worker.process.kill()
+        for worker in self._started():
+            worker.process.join(self._limits.close)
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0

@@ -6,6 +6,7 @@ import contextlib
 import faulthandler
 import multiprocessing
 import os
+import shutil
 import signal
 import threading
 import traceback
@@ -31,9 +32,13 @@ def serve(
     index: int,
     beats: SharedTensors,
     log: Path | None,
+    directory: str,
 ) -> None:
-    """The worker's own main function: make the service, then answer until told to close."""
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    """The worker's own main function: make the service, then answer until told to close.
+
+    `directory` is what the main process leaves behind if it is killed.
+    """
+    threading.Thread(target=_end_with_parent, args=(directory,), daemon=True).start()
     if log is not None:
         faulthandler.register(signal.SIGUSR1, file=open(log, "a"), all_threads=True)  # noqa: SIM115
     beat = beats["beats"][index : index + 1].numpy()
@@ -72,8 +77,9 @@ def _failure(error: Exception) -> tuple[str, tuple[Any, str]]:
     return "error", (told, traceback.format_exc())
 
 
-def _end_with_parent() -> None:
+def _end_with_parent(directory: str) -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()
+    shutil.rmtree(directory, ignore_errors=True)
     os._exit(1)

@@ -26,7 +26,7 @@ from rl_bench.errors import CheckpointError
 
 logger = logging.getLogger(__name__)
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MARKER = b"rlbench1"
 DIGEST_SIZE = hashlib.sha256().digest_size
 
@@ -152,6 +152,13 @@ def global_random_state() -> dict[str, Any]:
                   has_gauss, cached],
         "python": [version, list(internal), gauss],
     }  # fmt: skip
+
+
+def seed_global_random_state(seed: int) -> None:
+    """Python's, numpy's and torch's own generators."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
 
 
 def restore_global_random_state(state: Mapping[str, Any]) -> None:

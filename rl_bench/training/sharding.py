@@ -11,7 +11,7 @@ A worker that is lost in the middle of an update has its share computed by the l
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -31,17 +31,19 @@ class SharedUpdate:
     """What learner and helpers see of an update, beside the trajectory.
 
     weights: the learner's parameters, the very ones its optimiser steps
-    gradients: a set for each helper, by its worker's index
+    helpers: the workers that compute shares
+    gradients: those of each helper, as `<worker>/<parameter>`
     batch: `advantages` and `returns` [N], and `index` [M]: the rows of the present minibatch
     """
 
     weights: SharedTensors
-    gradients: dict[int, SharedTensors]
+    helpers: tuple[int, ...]
+    gradients: SharedTensors
     batch: SharedTensors
 
     @classmethod
     def allocate(
-        cls, net: ActorCritic, *, num_rows: int, batch_size: int, helpers: Iterable[int]
+        cls, net: ActorCritic, *, num_rows: int, batch_size: int, helpers: Sequence[int]
     ) -> SharedUpdate:
         """Moves the parameters of `net` into shared memory."""
         parameters = {name: p.detach() for name, p in net.named_parameters()}
@@ -52,14 +54,17 @@ class SharedUpdate:
         }
         shared = cls(
             weights=SharedTensors.like(parameters),
-            gradients={helper: SharedTensors.like(parameters) for helper in helpers},
+            helpers=tuple(helpers),
+            gradients=SharedTensors.like(
+                {f"{h}/{name}": p for h in helpers for name, p in parameters.items()}
+            ),
             batch=SharedTensors.like(batch),
         )
         use_shared_weights(net, shared.weights)
         return shared
 
     def close(self) -> None:
-        for tensors in (self.weights, *self.gradients.values(), self.batch):
+        for tensors in (self.weights, self.gradients, self.batch):
             tensors.close()
 
 
@@ -79,7 +84,9 @@ class GradientService:
         self.objective = objective
         self.index = shared.batch["index"]
         self.batch = Batch.of(trajectory, shared.batch["advantages"], shared.batch["returns"])
-        self.gradients = [shared.gradients[worker][n] for n, _ in objective.net.named_parameters()]
+        self.gradients = [
+            shared.gradients[f"{worker}/{n}"] for n, _ in objective.net.named_parameters()
+        ]
 
     def requests(self) -> Service:
         return {REQUEST: self.gradient}
@@ -98,17 +105,13 @@ class GradientService:
 class ShardedGradient:
     """The learner's side: hand out the shares, compute one, add up the others.
 
-    The workers of `pool` that help, those with gradients in `shared`, must not collect meanwhile.
+    The workers of `pool` that help must not collect meanwhile.
     """
 
     objective: ClippedObjective
     pool: WorkerPool
     shared: SharedUpdate
     batch: Batch = field(init=False)
-
-    @property
-    def helpers(self) -> Sequence[int]:
-        return list(self.shared.gradients)
 
     def begin(self, batch: Batch) -> None:
         self.batch = batch
@@ -117,13 +120,13 @@ class ShardedGradient:
 
     def of(self, index: torch.Tensor) -> Metrics:
         self.shared.batch["index"][: len(index)] = index
-        mine, *others = _split(len(index), 1 + len(self.helpers))
+        mine, *others = _split(len(index), 1 + len(self.shared.helpers))
         asked = [
             self._ask(helper, len(index), share)
-            for helper, share in zip(self.helpers, others, strict=True)
+            for helper, share in zip(self.shared.helpers, others, strict=True)
         ]
         metrics = self.objective.backward(self.batch, index, mine)
-        for helper, share, was_asked in zip(self.helpers, others, asked, strict=True):
+        for helper, share, was_asked in zip(self.shared.helpers, others, asked, strict=True):
             part = self._add_gradient_of(helper) if was_asked else None
             if part is None:
                 part = self.objective.backward(self.batch, index, share)
@@ -145,7 +148,7 @@ class ShardedGradient:
             return None
         for name, parameter in self.objective.net.named_parameters():
             assert parameter.grad is not None
-            parameter.grad.add_(self.shared.gradients[helper][name])
+            parameter.grad.add_(self.shared.gradients[f"{helper}/{name}"])
         return metrics
 
 

@@ -15,7 +15,7 @@ ALLOWED = {
     "config_files": {"errors", "config"},
     "storage": {"errors"},
     "streams": set(),
-    "fork_server": set(),
+    "fork_server": {"errors"},
     "interrupts": {"streams"},
     "system": set(),
     "monitor": {"system"},

@@ -40,6 +40,35 @@ def test_mistake(case, script):
     assert list(script.directory.iterdir()) == [], "nothing was made"
 
 
+PARALLEL_MISTAKES = {
+    "no workers": (["--num-workers", "0"], "the least is 1"),
+    "total and parts": (
+        ["--num-envs", "64", "--num-workers", "4", "--num-envs-per-worker", "8"],
+        "64 environments in all are not 4 workers × 8 environments",
+    ),
+    "two names": (["--num-workers", "2", "--num-actors", "3"], "different values (2 and 3)"),
+    "old weights": (["--set", "parallel.policy_update_frequency=2"], "PPO needs 1"),
+    "shares on one thread": (
+        ["--num-threads", "1", "--set", "parallel.gradient=sharded"],
+        "'sharded' needs two threads",
+    ),
+    "endless patience": (["--set", "parallel.silence_limit_seconds=1e9"], "the most is 86400"),
+    "indivisible batch": (["--num-envs", "30"], "does not divide the rollout of 3840"),
+    "unknown game": (["--env", "procgen-coinrum-v0"], "procgen-coinrun-v0"),
+}
+
+
+@pytest.mark.parametrize("case", PARALLEL_MISTAKES)
+def test_mistake_with_workers(case, script):
+    args, message = PARALLEL_MISTAKES[case]
+    done = script("train_ppo_parallel.py", *args)
+    assert done.returncode == 2, done.stderr
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert message in line
+    assert list(script.directory.iterdir()) == [], "nothing was made"
+
+
 def test_wrong_yaml_names_the_file_and_the_key(script):
     (script.directory / "my.yaml").write_text("training:\n  batchsize: 3\n")
     done = script(SCRIPT, "--config", "my.yaml")
@@ -79,10 +108,15 @@ def test_resume_of_a_timed_run_needs_its_name(script):
     assert "--output-dir" in done.stderr
 
 
-@pytest.mark.parametrize("name", ["train_ppo_sequential.py", "train_timed.py"])
+@pytest.mark.parametrize(
+    "name",
+    ["train_ppo_sequential.py", "train_timed.py", "train_ppo_parallel.py",
+     "train_parallel_timed.py"],
+)  # fmt: skip
 def test_help_explains_every_flag(name, script):
     done = script(name, "--help")
     assert done.returncode == 0
     for flag in ("--config", "--num-envs", "--batch-size", "--resume", "--set"):
         assert flag in done.stdout
-    assert ("--duration HOURS" in done.stdout) == (name == "train_timed.py")
+    assert ("--duration HOURS" in done.stdout) == ("timed" in name)
+    assert ("--num-envs-per-actor N" in done.stdout) == ("parallel" in name)

@@ -29,6 +29,7 @@ class Sums:
             "raise": self.fail,
             "exit": os._exit,
             "sleep": self.sleep,
+            "big": lambda: bytes(8_000_000),
             "work": lambda steps: [(time.sleep(0.1), show_life()) for _ in range(steps)] and "done",
             "close": lambda: None,
         }

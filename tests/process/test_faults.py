@@ -214,15 +214,58 @@ def test_a_signal_during_start_up_leaves_nothing(script, delay):
 
 
 def test_a_failing_learner_leaves_nothing(script):
-    flags = ("--set", "training.learning_rate=1e30", "--precision", "fp32")
-    shared_memory = sorted(os.listdir("/dev/shm"))
-    process = script.start(SCRIPT, "--env", "toy-counting", *FLAGS, *FOREVER, *flags)
+    # The learning rate falls to 0 while the run lasts: it fails only when it is raised.
+    process = start(script, "toy-counting", *FOREVER, "--save-interval", "1")
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=30)
+    flags = ("--set", "training.learning_rate=1e30", "--output-dir", "out", "--resume")
+    process = script.start(SCRIPT, *flags)
     left = []
-    while process.poll() is None and not left:
+    while process.poll() is None and len(left) < 4:
         left = descendants(process)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 1
     assert re.search(r"error: update \d+: .* is NaN or infinite", err)
+    assert len(left) == 4, "two workers, the fork server, the resource tracker"
     assert are_gone(left, 5)
-    assert sorted(os.listdir("/dev/shm")) == shared_memory
-    assert read_lines(script.directory / "out/logs/PPO_Parallel/metrics.jsonl") is not None
+    assert result_of(script)["status"] == "failed"
+
+
+def test_a_worker_killed_within_an_update_changes_nothing(script):
+    flags = ("--set", "parallel.gradient=sharded", "--num-threads", "2", "--num-envs", "16",
+             "--n-steps", "64", "--batch-size", "128")  # fmt: skip
+    process = start(script, "coinrun", *FOREVER, *flags)
+    seen = rows(script)
+    wait_for(lambda: rows(script) > seen, process)
+    time.sleep(0.3)  # after a row it collects, for a tenth of the time; then it computes shares
+    workers_of(process)[0].kill()
+    before = rows(script)
+    wait_for(lambda: rows(script) >= before + 3, process)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 130, err
+    assert "restarts left: 2" in err
+    for row in read_lines(script.directory / "out/logs/PPO_Parallel/metrics.jsonl"):
+        assert row["train/minibatches"] == 16, "the update was finished without it"
+
+
+def test_a_replacement_that_does_not_start_saves_what_was_learned(script):
+    process = start(script, "toy-moody", *FOREVER)
+    (script.directory / "bad-mood").touch()
+    os.kill(workers_of(process)[0].pid, signal.SIGKILL)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert re.search(r"error: worker 0 .*; its replacement did not start: .* in a bad mood", err)
+    newest = CheckpointDirectory(script.directory / "out/checkpoints", "ppo_parallel").newest()
+    assert newest[1]["timesteps"] == result_of(script)["total_timesteps"] > 0
+
+
+def test_too_little_memory_is_one_line(script):
+    done = script(
+        SCRIPT, "--num-envs", "100000", "--n-steps", "10000", "--batch-size", "1000",
+        "--num-workers", "2", "--output-dir", "out",
+    )  # fmt: skip
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert re.match(r"error: 12,\d{3},\d{3} MB of shared memory are needed and .* available", line)
+    assert "lower --num-envs or --n-steps" in line

@@ -1,6 +1,7 @@
 """Rollouts in workers are the rollouts of as many workers in this process, bit for bit."""
 
 import os
+from pathlib import Path
 
 import numpy as np
 import psutil
@@ -120,8 +121,10 @@ def test_sharded_updates_in_workers_follow_central_ones(make_parts):
     for name in ("train/loss", "train/entropy_loss", "train/grad_norm"):
         assert ours[name] == pytest.approx(theirs[name], rel=1e-3, abs=1e-5), name
     for name, weight in our_weights.items():
-        # Adam divides by the gradient's size: rounding in tiny gradients shows up to its step.
-        torch.testing.assert_close(weight, their_weights[name], rtol=1e-3, atol=1e-3)
+        # Adam divides by the gradient's size: rounding in tiny gradients shows up to its step,
+        # 5e-4 in each of the 16 minibatches. That it does so in few is what tells it from an error.
+        differs = (weight - their_weights[name]).abs() > 2e-4
+        assert differs.float().mean() < 0.01, name
 
 
 def test_start_stop_cycles_leave_nothing_behind(make_parts):
@@ -133,11 +136,16 @@ def test_start_stop_cycles_leave_nothing_behind(make_parts):
         parts.agent.update(parts.source.next_batch(), progress=0.0)
         parts.close()
 
+    def mappings():
+        return Path("/proc/self/maps").read_text().count("memfd:rl_bench")
+
     cycle()
     left = (os.listdir("/proc/self/fd"), os.listdir("/dev/shm"), psutil.Process().children())
+    mapped = mappings()
     for _ in range(100):
         cycle()
     assert len(os.listdir("/proc/self/fd")) <= len(left[0]) + 2
+    assert mappings() <= mapped + 2
     assert os.listdir("/dev/shm") == left[1]
     children = psutil.Process().children(recursive=True)
     assert {p.pid for p in children} == {p.pid for p in left[2]}

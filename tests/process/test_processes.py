@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
 
 import psutil
@@ -9,6 +11,7 @@ import pytest
 
 from rl_bench.errors import WorkerError
 from rl_bench.rollout.processes import TimeLimits, WorkerLost, WorkerPool
+from tests.conftest import ROOT
 from tests.process.services import Sums
 
 LIMITS = TimeLimits(start=60.0, silence=1.0, close=2.0)
@@ -87,14 +90,53 @@ def test_a_killed_worker_is_noticed_at_once_and_can_be_replaced(make_pool, kill,
     assert pool.next_reply([1]) == (1, 3), "the other worker's answer is not lost"
 
 
-def test_a_death_elsewhere_is_noticed_while_waiting_for_another(make_pool, caplog):
-    # Breaks when: only the workers that are waited for are watched.
+def test_a_death_is_noticed_while_nobody_waits(make_pool, caplog):
+    # Breaks when: processes are watched only while an answer of theirs is due.
     pool = make_pool(Sums(), Sums())
-    pool.ask(0, "work", 10)
+    pid = pool.pids()[1]
+    os.kill(pid, signal.SIGKILL)
+    time.sleep(1.5)  # as in an update of the learner's
+    message = f"worker 1 (pid {pid}) was killed by SIGKILL"
+    assert message in caplog.text
+    with pytest.raises(WorkerLost, match=r"worker 1 .* SIGKILL"):
+        ask(pool, 1, "add", 1, 1)
+    assert caplog.text.count(message) == 1, "it is said once"
+    pool.restart(1, Sums())
     os.kill(pool.pids()[1], signal.SIGKILL)
-    pool.next_reply([0])
-    assert "worker 1" in caplog.text
-    assert "killed by SIGKILL" in caplog.text
+    time.sleep(1.5)
+    assert caplog.text.count("killed by SIGKILL") == 2, "replacements are watched too"
+
+
+def test_time_before_anybody_waits_is_not_silence(make_pool):
+    # Breaks when: the clock starts with the request, while the learner still computes its share.
+    pool = make_pool(Sums())
+    pool.ask(0, "sleep", 1.8)
+    time.sleep(1.2)
+    assert pool.next_reply([0]) == (0, None)
+
+
+def test_a_main_process_that_was_stopped_blames_nobody(make_pool, monkeypatch):
+    # Breaks when: a deadline that passed during Ctrl+Z counts against the worker.
+    pool = make_pool(Sums())
+    pool.ask(0, "sleep", 3.5)
+
+    def stopped_and_continued(waiting):
+        monkeypatch.undo()
+        time.sleep(LIMITS.silence + 2.0)
+        return 0.0
+
+    monkeypatch.setattr(pool, "_patience", stopped_and_continued)
+    assert pool.next_reply([0]) == (0, None)
+
+
+def test_a_worker_that_stops_within_a_message_does_not_hold_us(make_pool):
+    pool = make_pool(Sums())
+    os.kill(pool.pids()[0], signal.SIGSTOP)
+    started = time.monotonic()
+    with pytest.raises(WorkerLost):
+        pool.ask(0, "add", bytes(8_000_000), b"")
+    assert time.monotonic() - started < 6.0
+    assert ask(make_pool(Sums()), 0, "big") == bytes(8_000_000)
 
 
 def test_exit_without_an_error_is_named(make_pool):
@@ -162,3 +204,61 @@ def test_a_dead_fork_server_is_replaced(make_pool):
     while server.status() != psutil.STATUS_ZOMBIE:  # reaping it is the starter's business
         time.sleep(0.01)
     assert ask(make_pool(Sums()), 0, "add", 1, 1) == 2
+
+
+def test_losing_the_fork_server_loses_its_workers_and_says_so(make_pool, caplog):
+    pool = make_pool(Sums())
+    pid = pool.pids()[0]
+    (server,) = [p for p in psutil.Process().children() if "forkserver" in str(p.cmdline())]
+    server.kill()
+    with pytest.raises(WorkerLost, match="process that workers are forked from has ended"):
+        ask(pool, 0, "sleep", 30)
+    assert is_gone(pid), "two workers must not write to one block"
+    pool.restart(0, Sums())
+    assert ask(pool, 0, "add", 1, 2) == 3
+
+
+def test_starting_has_a_limit_even_if_the_fork_server_hangs(make_pool):
+    make_pool(Sums()).close()
+    (server,) = [p for p in psutil.Process().children() if "forkserver" in str(p.cmdline())]
+    server.suspend()
+    with pytest.raises(WorkerLost, match="was not started"):
+        make_pool(Sums(), limits=TimeLimits(start=2.0))
+    assert ask(make_pool(Sums()), 0, "add", 1, 2) == 3
+
+
+NEVER_CLOSED = """
+from rl_bench.rollout.processes import WorkerPool
+from tests.process.services import Sums
+pool = WorkerPool([Sums(), Sums()])
+pool.ask(0, "sleep", 60)
+print(*pool.pids())
+raise RuntimeError("on the way out without closing")
+"""
+
+
+def test_leaving_without_closing_does_not_hang():
+    # Breaks when: multiprocessing's own farewell waits for workers that block its SIGTERM.
+    done = subprocess.run(
+        [sys.executable, "-c", NEVER_CLOSED], capture_output=True, text=True, timeout=30, cwd=ROOT
+    )
+    assert done.returncode == 1
+    assert all(is_gone(int(pid)) for pid in done.stdout.split())
+    assert len(done.stdout.split()) == 2
+
+
+def test_the_server_imports_from_where_the_main_process_does(tmp_path):
+    # Breaks when: the current directory comes before the script's.
+    (tmp_path / "rl_bench").mkdir()
+    (tmp_path / "rl_bench/__init__.py").write_text("raise SystemExit('the wrong rl_bench')")
+    code = (
+        f"import sys; sys.path[0] = {str(ROOT)!r}\n"
+        "from rl_bench.rollout.processes import WorkerPool\n"
+        "from tests.process.services import Sums\n"
+        "pool = WorkerPool([Sums()]); pool.ask(0, 'preloaded'); print(pool.next_reply([0]))\n"
+        "pool.close()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, cwd=tmp_path
+    )
+    assert done.stdout.strip() == "(0, True)", done.stderr

@@ -49,7 +49,7 @@ def test_a_malicious_pickle_is_refused_and_not_run(tmp_path):
             return os.mkdir, (str(tmp_path / "owned"),)
 
     path = tmp_path / "evil.pt"
-    torch.save({"format_version": 1, "timesteps": 1, "x": Evil()}, path)
+    torch.save({"format_version": checkpoint.FORMAT_VERSION, "timesteps": 1, "x": Evil()}, path)
     body = path.read_bytes()
     import hashlib
 

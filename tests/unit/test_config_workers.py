@@ -57,12 +57,13 @@ def test_what_does_not_agree_is_refused_with_the_numbers(asked, hint):
 
 def test_the_plan_never_oversubscribes_by_itself(monkeypatch):
     monkeypatch.setattr(system, "usable_cores", lambda: 4)
-    for sharded in (True, False):
-        plan = system.plan_workers(4, shared_out(cores=4)[1], sharded=sharded)
+    for most_shares in (1, 1024):
+        plan = system.plan_workers(4, shared_out(cores=4)[1], most_shares=most_shares)
         assert plan.num_workers == 4
         assert not plan.oversubscribed
         assert plan.gradient_shares * plan.learner_threads == 4
-    assert system.plan_workers(4, 8, sharded=True).oversubscribed
-    assert system.plan_workers(4, 1, sharded=True).gradient_shares == 2, "one worker, one learner"
+    assert system.plan_workers(4, 8, most_shares=1024).oversubscribed
+    assert system.plan_workers(4, 1, most_shares=1024).gradient_shares == 2, "worker and learner"
+    assert system.plan_workers(8, 8, most_shares=2).gradient_shares == 2, "no share is empty"
     assert system.plan_one_process(8).oversubscribed
-    assert system.plan_workers(4, 8, sharded=True).to_dict()["oversubscribed"] is True
+    assert system.plan_workers(4, 8, most_shares=1).to_dict()["oversubscribed"] is True

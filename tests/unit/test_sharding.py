@@ -35,7 +35,7 @@ def make_trajectory():
 
 
 class PoolInThisProcess:
-    """Answers as a pool does; the workers in `lost` are gone, `dying` answers once more never."""
+    """Answers as a pool does; the workers in `lost` are gone."""
 
     def __init__(self, services):
         self.services, self.answers, self.lost = services, {}, set()
