@@ -74,6 +74,11 @@ class TrainingConfig:
     clip_range: float = setting(0.2, "PPO's clip range of the probability ratio", above=0.0)
     clip_value_loss: bool = setting(True, "clip the values by clip_range too")
     normalise_advantages: bool = setting(True, "per minibatch, to mean 0 and deviation 1")
+    advantage_floor: float | None = setting(
+        None,
+        "least deviation that advantages are divided by; auto: 0.5 with scaled rewards, else 0",
+        minimum=0.0,
+    )
     normalise_rewards: bool | None = setting(
         None, "divide rewards by the spread of the return; auto: on for Procgen"
     )

@@ -70,7 +70,10 @@ class ClippedObjective:
         rows = batch.rows(index[share])
         if self.config.normalise_advantages:  # by the whole minibatch, whatever the share
             advantages = batch.advantages.index_select(0, index)
-            rows.advantages = (rows.advantages - advantages.mean()) / (advantages.std() + 1e-8)
+            # Where no reward was seen, advantages are noise of the value function: a floor keeps it
+            # from being blown up to the size of a signal.
+            spread = advantages.std().clamp(min=self.config.advantage_floor or 0.0) + 1e-8
+            rows.advantages = (rows.advantages - advantages.mean()) / spread
         weight = len(rows.advantages) / len(index)
         losses = self.losses(rows)
         (losses["train/loss"] * weight).backward()

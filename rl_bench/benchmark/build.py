@@ -75,8 +75,12 @@ def resolve(config: Config, mode: Mode) -> Config:
     normalise = config.training.normalise_rewards
     if normalise is None:
         normalise = is_procgen(config.env.name)
+    floor = config.training.advantage_floor
+    if floor is None:
+        floor = 0.5 if normalise else 0.0
     return config.replace(
         training__normalise_rewards=normalise,
+        training__advantage_floor=floor,
         parallel__gradient=choose_gradient(config, cores, mode),
         hardware__num_threads=cores,
         hardware__precision=system.resolve_precision(config.hardware.precision),

@@ -137,3 +137,26 @@ def test_state_round_trip_continues_exactly():
         a, b = (x.update(make_trajectory(), progress=0.0) for x in (agent, other))
         assert a == b
     assert all(torch.equal(v, other.weights()[k]) for k, v in agent.weights().items())
+
+
+def test_advantages_without_a_signal_stay_small():
+    # Breaks when: noise of the value function is normalised to the size of a signal.
+    net = make_agent().net
+    gradients = []
+    for floor in (0.5, 0.0):
+        objective = ClippedObjective(
+            net, TrainingConfig(advantage_floor=floor, vf_coef=0.0, ent_coef=0.0)
+        )
+        noise = torch.tensor([0.02, -0.01, 0.01, -0.02])
+        batch = Batch(
+            obs=torch.randn(4, 2, generator=torch.Generator().manual_seed(0)),
+            actions=torch.tensor([0, 1, 1, 0]),
+            log_probs=torch.full((4,), math.log(0.5)),
+            values=torch.zeros(4),
+            advantages=noise,
+            returns=torch.zeros(4),
+        )
+        net.zero_grad()
+        objective.backward(batch, torch.arange(4))
+        gradients.append(net.head.dense.weight.grad.norm())
+    assert gradients[0] / gradients[1] == pytest.approx(noise.std() / 0.5, rel=1e-3)
