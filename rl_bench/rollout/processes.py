@@ -107,9 +107,8 @@ class WorkerPool:
         # However the main process ends: multiprocessing itself would wait without a limit.
         atexit.register(self._kill_all)
         try:
-            for index, factory in enumerate(factories):
-                self._launch(index, factory)
-            for worker in self._workers:
+            workers = [self._launch(index, factory) for index, factory in enumerate(factories)]
+            for worker in workers:
                 self._await_readiness(worker)
         except BaseException:
             self.close()
@@ -213,15 +212,18 @@ class WorkerPool:
         worker.cause = f"{worker.name} {what} and was ended"
         with self._finding_out:
             if self._log is not None:
-                size = _size(self._log)
+                size = self._log_size()
                 with contextlib.suppress(OSError):
                     os.kill(worker.process.pid, signal.SIGUSR1)
                 worker.process.join(DUMP_SECONDS)
-                if _size(self._log) > size:
+                if self._log_size() > size:
                     worker.cause += f"; its stack is in '{self._log}'"
             worker.process.kill()
             worker.process.join(self._limits.close)
         self._fail(worker, f"{worker.cause}; environment: {self._description}")
+
+    def _log_size(self) -> int:
+        return self._log.stat().st_size if self._log and self._log.exists() else 0
 
     def _receive(self, worker: Worker) -> Any:
         try:
@@ -296,7 +298,3 @@ class WorkerPool:
             worker.process.kill()
         for worker in self._started():
             worker.process.join(self._limits.close)
-
-
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.exists() else 0

@@ -158,5 +158,5 @@ def test_advantages_without_a_signal_stay_small():
         )
         net.zero_grad()
         objective.backward(batch, torch.arange(4))
-        gradients.append(net.head.dense.weight.grad.norm())
-    assert gradients[0] / gradients[1] == pytest.approx(noise.std() / 0.5, rel=1e-3)
+        gradients.append(net.head.dense.weight.grad.norm().item())
+    assert gradients[0] / gradients[1] == pytest.approx(noise.std().item() / 0.5, rel=1e-3)
