@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import logging
+import signal
 import sys
 import threading
 import time
@@ -185,18 +186,28 @@ def train(algorithm: str, rollouts: str, stop: str, argv: Sequence[str] | None =
     try:
         require_python()
         return _train(mode, guard, list(sys.argv[1:] if argv is None else argv), started)
-    except RlBenchError as error:
-        say(f"error: {' '.join(str(error).split())}")
-        return error.exit_code
     except Interrupted as interrupted:
         say(f"{interrupted}: stopped")
         return interrupted.exit_code
-    except OSError as error:
-        say(f"error: {error}")
-        return 1
-    except ModuleNotFoundError as error:
+    except Exception as error:  # noqa: BLE001 - raised again unless it is understood
+        return _answer(error, guard)
+
+
+def _answer(error: Exception, guard: SignalGuard) -> int:
+    """One line for the user, and the exit code. What is no error of the user's is raised again."""
+    if guard.raised:
+        say(f"{Interrupted(guard.received or signal.SIGINT)}: stopped")
+        return guard.exit_code
+    if isinstance(error, RlBenchError):
+        say(f"error: {' '.join(str(error).split())}")
+        return error.exit_code
+    if isinstance(error, ModuleNotFoundError):
         say(f"error: the package '{error.name}' is missing; `make install` sets up .venv with it")
         return 1
+    if isinstance(error, OSError):
+        say(f"error: {error}")
+        return 1
+    raise error
 
 
 def _train(mode: Mode, guard: SignalGuard, argv: list[str], started: float) -> int:

@@ -23,10 +23,15 @@ class Interrupted(BaseException):
 
 
 class SignalGuard:
-    """Turns the first signal into a wish to stop once `graceful` is set, else into an exception."""
+    """Turns the first signal into a wish to stop once `graceful` is set, else into an exception.
+
+    `raised` tells that it was one, whatever that exception has become since: Python and libraries
+    wrap what is raised while they import or clean up.
+    """
 
     def __init__(self) -> None:
         self.graceful = False
+        self.raised = False
         self.received: int | None = None
 
     def install(self) -> None:
@@ -44,6 +49,7 @@ class SignalGuard:
         insists = self.requested()
         self.received = self.received or signum
         if insists or not self.graceful:
+            self.raised = True
             raise Interrupted(self.received)
         name = signal.Signals(signum).name
         say(f"\n{name}: finishing this update, then saving; once more to quit now")

@@ -133,6 +133,32 @@ def test_signal_during_start_up(script, delay, signum, code):
     assert "Traceback" not in err
 
 
+SIGNAL_THAT_IS_WRAPPED = """
+import os, signal, sys
+from rl_bench import cli
+
+class Field:
+    def __set_name__(self, owner, name):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+def parse_settings(*args):
+    try:
+        type("Class", (), {"field": Field()})  # as when a library is imported
+    except BaseException as error:
+        raise RuntimeError("an error while importing") from error
+
+cli.parse_settings = parse_settings
+sys.exit(cli.train("ppo", "sequential", "timesteps"))
+"""
+
+
+def test_a_signal_that_a_library_turns_into_an_error_is_still_a_signal(script):
+    # Breaks when: the exit code follows from the exception that arrives, not from the signal.
+    done = run_code(script, SIGNAL_THAT_IS_WRAPPED)
+    assert done.returncode == 143, done.stderr
+    assert done.stderr == "SIGTERM: stopped\n"
+
+
 @pytest.mark.parametrize(
     ("env", "message"),
     [
