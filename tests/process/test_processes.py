@@ -247,6 +247,7 @@ def test_leaving_without_closing_does_not_hang():
     assert len(done.stdout.split()) == 2
 
 
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="Python 3.10 has no PYTHONSAFEPATH")
 def test_the_server_imports_from_where_the_main_process_does(tmp_path):
     # Breaks when: the current directory comes before the script's.
     (tmp_path / "rl_bench").mkdir()
