@@ -103,12 +103,20 @@ class RolloutService:
 
     def state(self) -> bytes:
         """As bytes: tensors would be sent through shared memory files of torch's own."""
-        buffer = io.BytesIO()
-        torch.save(self.worker.state_dict(), buffer)
-        return buffer.getvalue()
+        return _packed(self.worker.state_dict())
 
     def load_state(self, state: bytes) -> None:
-        self.worker.load_state_dict(torch.load(io.BytesIO(state), weights_only=True))
+        self.worker.load_state_dict(_unpacked(state))
+
+
+def _packed(state: Mapping[str, Any]) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    return buffer.getvalue()
+
+
+def _unpacked(state: bytes) -> dict[str, Any]:
+    return torch.load(io.BytesIO(state), weights_only=True)
 
 
 class ParallelSource:
@@ -239,14 +247,12 @@ class ParallelSource:
             _, state = self.pool.next_reply([index])
         except WorkerLost:
             return None
-        return torch.load(io.BytesIO(state), weights_only=True)
+        return _unpacked(state)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         for index, saved in enumerate(state["workers"]):
             if saved is not None:
-                buffer = io.BytesIO()
-                torch.save(saved, buffer)
-                self.pool.ask(index, "load_state", buffer.getvalue())
+                self.pool.ask(index, "load_state", _packed(saved))
                 self.pool.next_reply([index])
         warn_without_snapshots(state["workers"])
         self.restarts = state["restarts"]

@@ -220,7 +220,8 @@ class WorkerPool:
                     worker.cause += f"; its stack is in '{self._log}'"
             worker.process.kill()
             worker.process.join(self._limits.close)
-        self._fail(worker, f"{worker.cause}; environment: {self._description}")
+        self._say(worker, worker.cause)
+        self._fail(worker, worker.cause)
 
     def _log_size(self) -> int:
         return self._log.stat().st_size if self._log and self._log.exists() else 0
@@ -262,10 +263,13 @@ class WorkerPool:
                     alive.kill()
                     alive.wait(self._limits.close)
             ending = ending_of(worker.process.exitcode)
-            worker.cause = f"{worker.name} {ending}; environment: {self._description}"
-            # A failure at start-up is raised, and told once.
-            level = logging.DEBUG if worker.state is State.STARTING else logging.WARNING
-            logger.log(level, "%s", worker.cause)
+            self._say(worker, f"{worker.name} {ending}")
+
+    def _say(self, worker: Worker, cause: str) -> None:
+        """A failure at start-up is raised, and told once."""
+        worker.cause = f"{cause}; environment: {self._description}"
+        level = logging.DEBUG if worker.state is State.STARTING else logging.WARNING
+        logger.log(level, "%s", worker.cause)
 
     def _fail(self, worker: Worker, cause: str) -> None:
         worker.state, worker.cause = State.FAILED, cause

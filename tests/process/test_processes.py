@@ -145,7 +145,7 @@ def test_exit_without_an_error_is_named(make_pool):
         ask(pool, 0, "exit", 7)
 
 
-def test_a_hung_worker_leaves_its_stack_and_is_ended(make_pool, tmp_path):
+def test_a_hung_worker_leaves_its_stack_and_is_ended(make_pool, tmp_path, caplog):
     pool = make_pool(Sums(), log=tmp_path / "run.log")
     pid = pool.pids()[0]
     started = time.monotonic()
@@ -153,6 +153,7 @@ def test_a_hung_worker_leaves_its_stack_and_is_ended(make_pool, tmp_path):
         ask(pool, 0, "sleep", 60)
     assert time.monotonic() - started < 5.0
     assert "services.py" in (tmp_path / "run.log").read_text()
+    assert caplog.text.count("gave no sign of life") == 1, "it is said even if it is replaced"
     assert is_gone(pid)
 
 
