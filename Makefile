@@ -4,19 +4,23 @@
 VENV     := .venv
 BIN      := $(VENV)/bin
 ARGS     ?=
-DURATION ?= 1.0
+DURATION ?=
 # Python 3.10 to 3.12, whichever comes first; PYTHON=… chooses another.
 PYTHON   ?= $(shell for p in python3 python3.12 python3.11 python3.10 python; do \
 	$$p -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' \
 	>/dev/null 2>&1 && echo $$p && break; done)
-HOURS    := $(shell LC_ALL=C printf '%g' $(DURATION) 2>/dev/null)
+# Hours of the timed targets, and how they are written in the names of directories.
+PPO_HOURS    := $(or $(DURATION),1.0)
+IMPALA_HOURS := $(or $(DURATION),0.5)
+short         = $(shell LC_ALL=C printf '%g' $(1) 2>/dev/null)
 
 .DEFAULT_GOAL := help
 .PHONY: help install install-dev test check train train-timed train-parallel train-parallel-timed \
+	train-impala train-impala-timed train-impala-parallel train-impala-parallel-timed \
 	tensorboard clean
 
 help:  ## show this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-21s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-28s %s\n", $$1, $$2}'
 	@echo; echo '  Timed targets take DURATION=hours; training targets take ARGS="--flag value …".'
 
 install: $(VENV)/.installed  ## set up .venv with what a run needs
@@ -49,13 +53,27 @@ train: $(VENV)/.installed  ## PPO, sequential, for a number of timesteps
 	$(BIN)/python train_ppo_sequential.py --config config/ppo_sequential.yaml $(ARGS)
 
 train-timed: $(VENV)/.installed  ## PPO, sequential, for DURATION hours (default 1.0)
-	$(BIN)/python train_timed.py --duration $(DURATION) --output-dir benchmarks/sequential_$(HOURS)h $(ARGS)
+	$(BIN)/python train_timed.py --duration $(PPO_HOURS) --output-dir benchmarks/sequential_$(call short,$(PPO_HOURS))h $(ARGS)
 
 train-parallel: $(VENV)/.installed  ## PPO, rollouts in worker processes, for a number of timesteps
 	$(BIN)/python train_ppo_parallel.py --config config/ppo_parallel.yaml $(ARGS)
 
 train-parallel-timed: $(VENV)/.installed  ## the same for DURATION hours (default 1.0)
-	$(BIN)/python train_parallel_timed.py --duration $(DURATION) --output-dir benchmarks/parallel_$(HOURS)h $(ARGS)
+	$(BIN)/python train_parallel_timed.py --duration $(PPO_HOURS) --output-dir benchmarks/parallel_$(call short,$(PPO_HOURS))h $(ARGS)
+
+train-impala: $(VENV)/.installed  ## IMPALA, sequential, for a number of timesteps
+	$(BIN)/python train_impala_sequential.py --config config/impala_sequential.yaml $(ARGS)
+
+train-impala-timed: $(VENV)/.installed  ## IMPALA, sequential, for DURATION hours (default 0.5)
+	$(BIN)/python train_impala_sequential_timed.py --duration $(IMPALA_HOURS) \
+		--output-dir benchmarks/impala_sequential_$(call short,$(IMPALA_HOURS))h $(ARGS)
+
+train-impala-parallel: $(VENV)/.installed  ## IMPALA, actors in worker processes, for a number of timesteps
+	$(BIN)/python train_impala_parallel.py --config config/impala_parallel.yaml $(ARGS)
+
+train-impala-parallel-timed: $(VENV)/.installed  ## the same for DURATION hours (default 0.5)
+	$(BIN)/python train_impala_parallel_timed.py --duration $(IMPALA_HOURS) \
+		--output-dir benchmarks/impala_parallel_$(call short,$(IMPALA_HOURS))h $(ARGS)
 
 tensorboard: $(VENV)/.installed  ## show logs/ and benchmarks/ in a browser (port 6006)
 	$(BIN)/tensorboard --logdir_spec logs:logs,benchmarks:benchmarks

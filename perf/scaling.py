@@ -28,11 +28,11 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-from perf.throughput import fps, run_ours, run_parallel  # noqa: E402
+from perf.throughput import PARALLEL, fps, layout, run_ours  # noqa: E402
 from rl_bench import system  # noqa: E402
 from rl_bench.agents.optimisation import clip_and_step  # noqa: E402
 from rl_bench.agents.ppo import PPO, Batch, ClippedObjective  # noqa: E402
-from rl_bench.benchmark import build  # noqa: E402
+from rl_bench.benchmark import build, resolve  # noqa: E402
 from rl_bench.benchmark.mode import Mode  # noqa: E402
 from rl_bench.config import Config  # noqa: E402
 from rl_bench.rollout.processes import WorkerPool  # noqa: E402
@@ -48,7 +48,7 @@ Costs = dict[str, float]
 
 
 def config() -> Config:
-    return build.resolve(Config().replace(env__seed=1), Mode("ppo", "sequential", "timesteps"))
+    return resolve.resolve(Config().replace(env__seed=1), Mode("ppo", "sequential", "timesteps"))
 
 
 def rollout_costs(num_envs: int, repeats: int = 5) -> Costs:
@@ -97,7 +97,7 @@ def gradient_seconds(rows: int, repeats: int = 16) -> float:
 def step_seconds() -> float:
     """Seconds for clipping and the optimiser's step, on one thread."""
     objective, batch = make_objective()
-    agent = PPO(objective.net, objective.config, num_envs=TOTAL, seed=1)
+    agent = PPO(objective.net, objective.config, seed=1)
     objective.backward(batch, torch.arange(32))
     return seconds_of(
         lambda: clip_and_step(optimiser=agent.optimiser, max_grad_norm=0.5, update=1), 50
@@ -263,7 +263,7 @@ def check(model: Model, seconds: float, repeats: int) -> list[dict[str, float]]:
             done = (
                 run_ours(seconds, *threads)
                 if used == 1
-                else run_parallel(seconds, workers, *threads)
+                else run_ours(seconds, *layout(workers), *threads, script=PARALLEL)
             )
             rates.append(fps(done))
         measured, projected = statistics.median(rates), model.fps(workers, used)

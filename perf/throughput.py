@@ -1,13 +1,14 @@
 """Throughput of whole runs, interleaved A B A B: ratio of medians to a baseline arm.
 
-Each arm trains PPO on CoinRun (easy, 200 levels) at the default settings (32 environments,
-128 steps, minibatch 1,024, 4 epochs, Nature encoder, as many threads as usable cores) for
-`--seconds` of wall clock; set-up is outside the measured window. Arms named 2x16 have that many
-workers × environments. A peer is installed into a virtual environment of its own from its own
-requirements. Run it on an otherwise idle machine:
+Each arm trains on CoinRun (easy, 200 levels) at the default settings (32 environments, 128 steps,
+minibatch 1,024, Nature encoder, as many threads as usable cores; PPO with 4 epochs, IMPALA with one
+pass) for `--seconds` of wall clock; set-up is outside the measured window. Arms named 2x16 have
+that many workers × environments. A peer is installed into a virtual environment of its own from its
+own requirements. Run it on an otherwise idle machine:
 
     .venv/bin/python perf/throughput.py --arms sequential sb3 --baseline sb3
     .venv/bin/python perf/throughput.py --arms sequential 2x16 4x8
+    .venv/bin/python perf/throughput.py --arms impala-sequential impala-parallel sf-async-1
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -47,15 +47,10 @@ def run_ours(seconds: float, *flags: str, script: str = "train_timed.py") -> Mea
     }
 
 
-def run_parallel(seconds: float, workers: int, *flags: str) -> Measurement:
-    layout = ("--num-envs", "32", "--num-workers", str(workers))
-    return run_ours(seconds, *layout, *flags, script="train_parallel_timed.py")
-
-
-def run_sb3(seconds: float) -> Measurement:
+def run_peer(name: str, seconds: float, *flags: str) -> Measurement:
     command = [
-        str(peer_python("sb3")), str(ROOT / "perf/peers/sb3/run.py"),
-        "--seconds", str(seconds), "--threads", str(system.usable_cores()),
+        str(peer_python(name)), str(ROOT / "perf/peers" / name / "run.py"),
+        "--seconds", str(seconds), "--threads", str(system.usable_cores()), *flags,
     ]  # fmt: skip
     done = subprocess.run(
         command, check=True, capture_output=True, text=True, timeout=10 * seconds + 300
@@ -79,16 +74,48 @@ def peer_python(name: str) -> Path:
     return python
 
 
+IMPALA, IMPALA_PARALLEL = "train_impala_sequential_timed.py", "train_impala_parallel_timed.py"
+PARALLEL = "train_parallel_timed.py"
+FP32 = ("--precision", "fp32")
 CENTRAL = ("--set", "parallel.gradient=central")
-ARMS: dict[str, Callable[[float], Measurement]] = {
-    "sequential": run_ours,
-    "sequential-fp32": lambda seconds: run_ours(seconds, "--precision", "fp32"),
-    "2x16": lambda seconds: run_parallel(seconds, 2),
-    "4x8": lambda seconds: run_parallel(seconds, 4),
-    "2x16-central": lambda seconds: run_parallel(seconds, 2, *CENTRAL),
-    "4x8-central": lambda seconds: run_parallel(seconds, 4, *CENTRAL),
-    "sb3": run_sb3,
+
+
+def layout(count: int) -> tuple[str, ...]:
+    return ("--num-envs", "32", "--num-workers", str(count))
+
+
+# What each arm runs: a script of ours and its flags, or a peer and its flags.
+OURS: dict[str, tuple[str, ...]] = {
+    "sequential": ("train_timed.py",),
+    "sequential-fp32": ("train_timed.py", *FP32),
+    "2x16": (PARALLEL, *layout(2)),
+    "4x8": (PARALLEL, *layout(4)),
+    "2x16-central": (PARALLEL, *layout(2), *CENTRAL),
+    "4x8-central": (PARALLEL, *layout(4), *CENTRAL),
+    "impala-sequential": (IMPALA,),
+    "impala-parallel": (IMPALA_PARALLEL,),
+    "impala-1x32": (IMPALA_PARALLEL, *layout(1)),
+    "impala-2x16": (IMPALA_PARALLEL, *layout(2)),
+    "impala-4x8": (IMPALA_PARALLEL, *layout(4)),
+    "impala-1x32-central": (IMPALA_PARALLEL, *layout(1), *CENTRAL),
+    "impala-2x16-central": (IMPALA_PARALLEL, *layout(2), *CENTRAL),
+    "impala-2x16-lockstep": (IMPALA_PARALLEL, *layout(2), "--set", "parallel.max_policy_lag=0"),
 }
+PEERS: dict[str, tuple[str, ...]] = {
+    "sb3": ("sb3",),
+    "sf-async-1": ("sample_factory", "--epochs", "1"),
+    "sf-async-4": ("sample_factory", "--epochs", "4"),
+    "sf-sync-4": ("sample_factory", "--epochs", "4", "--sync"),
+}
+ARMS = (*OURS, *PEERS)
+
+
+def run(arm: str, seconds: float) -> Measurement:
+    if arm in PEERS:
+        name, *flags = PEERS[arm]
+        return run_peer(name, seconds, *flags)
+    script, *flags = OURS[arm]
+    return run_ours(seconds, *flags, script=script)
 
 
 def fps(measurement: Measurement) -> float:
@@ -109,12 +136,12 @@ def ratio_interval(ours: list[float], theirs: list[float], resamples: int = 10_0
 def measure(arms: list[str], repeats: int, seconds: float) -> dict[str, list[Measurement]]:
     runs: dict[str, list[Measurement]] = {arm: [] for arm in arms}
     for arm in arms:
-        if arm == "sb3":
-            peer_python(arm)  # install before anything is timed
+        if arm in PEERS:
+            peer_python(PEERS[arm][0])  # install before anything is timed
     for repeat in range(repeats):
         for arm in arms:
-            runs[arm].append(ARMS[arm](seconds))
-            print(f"{repeat + 1}/{repeats} {arm:15s} {fps(runs[arm][-1]):8,.0f} FPS", flush=True)
+            runs[arm].append(run(arm, seconds))
+            print(f"{repeat + 1}/{repeats} {arm:20s} {fps(runs[arm][-1]):8,.0f} FPS", flush=True)
     return runs
 
 
@@ -160,13 +187,13 @@ def main() -> None:
     runs = measure(arguments.arms, arguments.repeats, arguments.seconds)
     table = summarise(runs, baseline)
     print(
-        f"\n{'arm':15s} {'median':>8s} {'min':>8s} {'max':>8s} {'memory':>8s}"
+        f"\n{'arm':20s} {'median':>8s} {'min':>8s} {'max':>8s} {'memory':>8s}"
         f"  ratio to {baseline} (95 %)"
     )
     for arm, row in table.items():
         low, high = row["ratio_interval_95"]
         print(
-            f"{arm:15s} {row['median_fps']:8,.0f} {row['min_fps']:8,.0f} {row['max_fps']:8,.0f} "
+            f"{arm:20s} {row['median_fps']:8,.0f} {row['min_fps']:8,.0f} {row['max_fps']:8,.0f} "
             f"{row['peak_memory_gb']:6.2f}GB  {row['ratio']:.2f} ({low:.2f} to {high:.2f})"
         )
     arguments.output.parent.mkdir(parents=True, exist_ok=True)

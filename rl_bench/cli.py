@@ -51,6 +51,7 @@ COMMON_FLAGS = (
     Flag("--start-level", "env.start_level", "N"),
     Flag("--num-envs", "training.num_envs", "N"),
     Flag("--n-steps", "training.n_steps", "STEPS"),
+    Flag("--batch-size", "training.batch_size", "TIMESTEPS"),
     Flag("--learning-rate", "training.learning_rate", "X"),
     Flag("--log-interval", "training.log_interval", "UPDATES"),
     Flag("--save-interval", "training.save_interval", "UPDATES"),
@@ -66,10 +67,7 @@ STOP_FLAGS = {
     "timesteps": Flag("--total-timesteps", "training.total_timesteps", "STEPS"),
     "wall_clock": Flag("--duration", "training.duration_hours", "HOURS"),
 }
-PPO_FLAGS = (
-    Flag("--batch-size", "training.batch_size", "TIMESTEPS"),
-    Flag("--n-epochs", "training.n_epochs", "N"),
-)
+PPO_FLAGS = (Flag("--n-epochs", "training.n_epochs", "N"),)
 PARALLEL_FLAGS = (
     Flag("--num-workers", "parallel.num_workers", "N"),
     Flag("--num-actors", "parallel.num_workers", "N"),

@@ -97,10 +97,20 @@ class TrainingConfig:
 
 @dataclass(frozen=True)
 class ImpalaConfig:
-    vtrace_clip_rho_threshold: float = setting(1.0, "V-trace clip of ρ", above=0.0)
+    vtrace_clip_rho_threshold: float = setting(
+        1.0, "V-trace clip of the ratios ρ that weigh errors", above=0.0
+    )
+    vtrace_clip_c_threshold: float = setting(
+        1.0, "V-trace clip of the ratios c that carry errors back", above=0.0
+    )
     vtrace_clip_pg_rho_threshold: float = setting(
         1.0, "V-trace clip of ρ in the policy gradient", above=0.0
     )
+    vtrace_lambda: float = setting(
+        0.95, "decay of V-trace's traces; 1 is the paper's", minimum=0.0, maximum=1.0
+    )
+    optimiser: str = setting("adam", "how to step", choices=("adam", "rmsprop"))
+    rmsprop_eps: float = setting(1e-3, "what RMSProp adds to its divisor", above=0.0)
     entropy_coef: float = setting(0.01, "weight of the entropy bonus", minimum=0.0)
     value_coef: float = setting(0.5, "weight of the value loss", minimum=0.0)
     max_grad_norm: float = setting(40.0, "largest norm of the gradient", above=0.0)
@@ -113,10 +123,18 @@ class ParallelConfig:
         None, "environments per worker; auto: num_envs over the workers", minimum=1
     )
     policy_update_frequency: int = setting(1, "updates between published weights", minimum=1)
+    max_policy_lag: int | None = setting(
+        None,
+        "updates that the weights behind a trajectory may be old when it is learned from; what is "
+        "older is dropped and counted; 0: workers wait for the newest; auto: 0 for PPO, which "
+        "needs it, 8 for IMPALA",
+        minimum=0,
+    )
     gradient: str = setting(
         "auto",
-        "where minibatches are computed: by the learner with all threads, or in one-thread shares "
-        "by learner and workers; auto: shares for images, where they use every core",
+        "where minibatches are computed: by the learner with all of its threads, or also in "
+        "one-thread shares by workers that have nothing to collect; auto: shares for images, where "
+        "they use every core",
         choices=("auto", "central", "sharded"),
     )
     restart_budget: int = setting(3, "lost workers to replace before giving up", minimum=0)
@@ -216,13 +234,32 @@ def share_out_environments(config: Config, *, cores: int) -> Config:
     )
 
 
-def check_lock_step(config: Config, cores: int) -> None:
-    """What PPO cannot do with workers. Raises: ConfigError."""
-    if config.parallel.policy_update_frequency != 1:
+DEFAULT_POLICY_LAG = {"ppo": 0, "impala": 8}
+
+
+def settle_policy_lag(config: Config, algorithm: str) -> Config:
+    """How old data may be, and that weights are published often enough for it.
+
+    Raises: ConfigError.
+    """
+    lag, frequency = config.parallel.max_policy_lag, config.parallel.policy_update_frequency
+    if lag is None:
+        lag = DEFAULT_POLICY_LAG[algorithm]
+    if algorithm == "ppo" and lag > 0:
         raise ConfigError(
-            f"parallel.policy_update_frequency: {config.parallel.policy_update_frequency} leaves "
-            "workers with old weights; PPO needs 1"
+            f"parallel.max_policy_lag: {lag} lets workers act with old weights; PPO needs 0"
         )
+    if frequency > max(1, lag):
+        what = "PPO needs 1" if algorithm == "ppo" else f"max_policy_lag is {lag}"
+        raise ConfigError(
+            f"parallel.policy_update_frequency: {frequency} leaves workers with older weights "
+            f"than can be learned from; {what}"
+        )
+    return config.replace(parallel__max_policy_lag=lag)
+
+
+def check_gradient(config: Config, cores: int) -> None:
+    """Raises: ConfigError."""
     if config.parallel.gradient == "sharded" and cores == 1:
         raise ConfigError(
             "parallel.gradient: 'sharded' needs two threads at least; raise --num-threads from 1 "

@@ -31,7 +31,8 @@ class CpuPlan:
     """How a run uses the cores. Written to the results and shown in the banner.
 
     With rollouts in this process there is one worker, which is this process. `gradient_shares`
-    above 1: the learner and that many workers less one compute a share of each minibatch each.
+    above 1: the learner and that many workers less one can compute shares of a minibatch.
+    `overlapped`: workers collect while the learner learns, instead of taking turns with it.
     """
 
     usable_cores: int
@@ -40,13 +41,15 @@ class CpuPlan:
     env_threads: int
     learner_threads: int
     gradient_shares: int
+    overlapped: bool = False
 
     @property
     def threads_at_once(self) -> int:
         """The most threads that compute at the same time."""
-        return max(
-            self.num_workers * self.worker_threads, self.gradient_shares * self.learner_threads
-        )
+        collecting = self.num_workers * self.worker_threads
+        if self.overlapped:
+            return collecting + self.learner_threads
+        return max(collecting, self.gradient_shares * self.learner_threads)
 
     @property
     def oversubscribed(self) -> bool:
@@ -71,6 +74,15 @@ def plan_workers(num_threads: int, num_workers: int, *, most_shares: int) -> Cpu
     sharded = shares > 1
     learner_threads = 1 if sharded else num_threads
     return CpuPlan(usable_cores(), num_workers, 1, 0, learner_threads, shares)
+
+
+def plan_actors(num_threads: int, num_actors: int, *, most_shares: int) -> CpuPlan:
+    """A thread for each actor and what is left, one at least, for the learner beside them."""
+    learner_threads = max(1, num_threads - num_actors)
+    shares = min(num_actors + 1, most_shares)
+    return CpuPlan(
+        usable_cores(), num_actors, 1, 0, learner_threads, shares, overlapped=num_actors > 0
+    )
 
 
 def usable_cores() -> int:

@@ -13,6 +13,10 @@ import gymnasium
 import numpy as np
 import torch
 
+# With what discounted_returns are discounted: the Procgen paper's runs learn with 0.999 but scale
+# rewards with this one (VecNormalize's default).
+RETURN_DISCOUNT = 0.99
+
 
 @dataclass
 class EpisodeStats:
@@ -31,6 +35,20 @@ class EpisodeStats:
 
 
 @dataclass
+class Delivery:
+    """How a trajectory reached the learner; nothing of it where nobody waits for anybody.
+
+    `queue_ages`: seconds that each of its blocks lay finished before it was taken;
+    `learner_waiting_seconds`: how long the learner waited for them; `dropped_timesteps`: those that
+    were too old to be learned from and were discarded on the way.
+    """
+
+    queue_ages: list[float] = field(default_factory=list)
+    learner_waiting_seconds: float = 0.0
+    dropped_timesteps: int = 0
+
+
+@dataclass
 class Trajectory:
     """T steps of B environments, time first.
 
@@ -42,6 +60,8 @@ class Trajectory:
         behaviour_log_probs [T, B], behaviour_values [T+1, B] float32
         final_values [T, B] float32: the value of the episode's last observation where `truncated`
             (the next row of `obs` already shows the new episode), 0 elsewhere
+        discounted_returns [T, B] float32: what the episode has brought up to and with this step,
+            each step's sum multiplied by RETURN_DISCOUNT before its reward is added
         policy_version [B] int64: the number of updates behind the acting policy
     """
 
@@ -53,8 +73,10 @@ class Trajectory:
     behaviour_log_probs: torch.Tensor
     behaviour_values: torch.Tensor
     final_values: torch.Tensor
+    discounted_returns: torch.Tensor
     policy_version: torch.Tensor
     episodes: EpisodeStats = field(default_factory=EpisodeStats)
+    delivery: Delivery = field(default_factory=Delivery)
 
     @classmethod
     def allocate(
@@ -85,6 +107,7 @@ class Trajectory:
             behaviour_log_probs=torch.empty_like(rows),
             behaviour_values=more_rows,
             final_values=torch.empty_like(rows),
+            discounted_returns=torch.empty_like(rows),
             policy_version=rows.new_empty((num_envs,), dtype=torch.int64),
         )
         trajectory.mark_unwritten()
@@ -102,7 +125,9 @@ class Trajectory:
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Every field that is a tensor, by name."""
-        return {name: value for name, value in vars(self).items() if name != "episodes"}
+        return {
+            name: value for name, value in vars(self).items() if isinstance(value, torch.Tensor)
+        }
 
     def columns(self, start: int, stop: int) -> Trajectory:
         """The block of environments [start, stop) as views on the same memory."""
@@ -111,6 +136,20 @@ class Trajectory:
             for name, tensor in self.tensors().items()
         }
         return Trajectory.of(views)
+
+    def copy_(self, other: Trajectory) -> None:
+        """Take over the steps of another trajectory of the same shape."""
+        for name, tensor in self.tensors().items():
+            tensor.copy_(other.tensors()[name])
+
+    def select(self, environments: torch.Tensor) -> Trajectory:
+        """A copy of some environments' columns, in the order of their indices."""
+        return Trajectory.of(
+            {
+                name: tensor.index_select(min(1, tensor.ndim - 1), environments)
+                for name, tensor in self.tensors().items()
+            }
+        )
 
     @classmethod
     def of(cls, tensors: Mapping[str, torch.Tensor]) -> Trajectory:

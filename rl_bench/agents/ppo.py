@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
 
 import torch
 
-from rl_bench.agents.optimisation import (
-    clip_and_step,
-    require_finite,
-    scheduled_learning_rate,
-)
-from rl_bench.agents.reward_scaling import RewardScaler
+from rl_bench.agents.gradient import WHOLE, Gradient, Metrics, Prepared
+from rl_bench.agents.learner import Learner
 from rl_bench.config import TrainingConfig
 from rl_bench.nets import ActorCritic
 from rl_bench.ops.losses import approximate_kl, clipped_surrogate, explained_variance, value_loss
 from rl_bench.ops.returns import gae
 from rl_bench.types import Trajectory
-
-Metrics = dict[str, float]
-WHOLE = slice(None)
 
 
 @dataclass
@@ -61,12 +53,11 @@ class ClippedObjective:
     def __init__(self, net: ActorCritic, config: TrainingConfig) -> None:
         self.net, self.config = net, config
 
-    def backward(self, batch: Batch, index: torch.Tensor, share: slice = WHOLE) -> Metrics:
-        """Add the gradient of a share of the minibatch `index` to the parameters.
+    def batch(self, trajectory: Trajectory, prepared: Prepared) -> Batch:
+        return Batch.of(trajectory, prepared["advantages"], prepared["returns"])
 
-        Each share weighs as much as it has rows, so the gradients and the metrics of all shares
-        add up to those of the minibatch.
-        """
+    def backward(self, batch: Batch, index: torch.Tensor, share: slice = WHOLE) -> Metrics:
+        """Add the gradient of the rows `index[share]` to the parameters."""
         rows = batch.rows(index[share])
         if self.config.normalise_advantages:  # by the whole minibatch, whatever the share
             advantages = batch.advantages.index_select(0, index)
@@ -107,30 +98,7 @@ class ClippedObjective:
         }
 
 
-class Gradient(Protocol):
-    """How the gradient of a minibatch is computed: here at once, or in shares elsewhere."""
-
-    def begin(self, batch: Batch) -> None:
-        """A new batch, of which minibatches follow."""
-
-    def of(self, index: torch.Tensor) -> Metrics:
-        """Leave the gradient of the minibatch in the parameters; returns its metrics."""
-
-
-class LocalGradient:
-    """The whole minibatch in this process, with all of its threads."""
-
-    def __init__(self, objective: ClippedObjective) -> None:
-        self.objective = objective
-
-    def begin(self, batch: Batch) -> None:
-        self.batch = batch
-
-    def of(self, index: torch.Tensor) -> Metrics:
-        return self.objective.backward(self.batch, index)
-
-
-class PPO:
+class PPO(Learner):
     """Proximal policy optimisation.
 
     Source: Schulman et al. 2017 (arXiv 1707.06347); details and defaults as in the Procgen paper
@@ -145,48 +113,30 @@ class PPO:
         net: ActorCritic,
         config: TrainingConfig,
         *,
-        num_envs: int,
         seed: int,
         gradient: Gradient | None = None,
     ) -> None:
-        self.net = net
-        self.config = config
-        self.gradient = gradient or LocalGradient(ClippedObjective(net, config))
         # `fused` does the whole step in one kernel instead of a dozen per parameter.
-        self.optimiser = torch.optim.Adam(
+        optimiser = torch.optim.Adam(
             net.parameters(), lr=config.learning_rate, eps=1e-5, fused=True
         )
-        self.scaler = RewardScaler(num_envs) if config.normalise_rewards else None
-        self.generator = torch.Generator().manual_seed(seed)
-        self.updates = 0
+        super().__init__(
+            ClippedObjective(net, config),
+            optimiser,
+            config,
+            max_grad_norm=config.max_grad_norm,
+            seed=seed,
+            gradient=gradient,
+        )
 
     def update(self, trajectory: Trajectory, *, progress: float) -> dict[str, float | None]:
-        learning_rate = scheduled_learning_rate(self.config, progress)
-        for group in self.optimiser.param_groups:
-            group["lr"] = learning_rate
-        self.updates += 1
-        batch = self._prepare(trajectory)
-        require_finite(batch.returns, what="a return", update=self.updates)
-        self.gradient.begin(batch)
-        sums: dict[str, float] = {}
-        minibatches = 0
-        for index in self._minibatches(len(batch.returns)):
-            metrics = self._step(index)
-            minibatches += 1
-            for name, value in metrics.items():
-                sums[name] = sums.get(name, 0.0) + value
-            if self.config.target_kl and metrics["train/approx_kl"] > 1.5 * self.config.target_kl:
-                break
-        means: dict[str, float | None] = {k: v / minibatches for k, v in sums.items()}
-        means["train/explained_variance"] = explained_variance(
-            values=batch.values, returns=batch.returns
+        metrics = super().update(trajectory, progress=progress)
+        metrics["train/explained_variance"] = explained_variance(
+            values=trajectory.behaviour_values[:-1].flatten(), returns=self.returns
         )
-        means["train/learning_rate"] = learning_rate
-        means["train/minibatches"] = float(minibatches)
-        return means
+        return metrics
 
-    def _prepare(self, trajectory: Trajectory) -> Batch:
-        rewards = self.scaler.scale(trajectory) if self.scaler else trajectory.rewards
+    def prepare(self, trajectory: Trajectory, rewards: torch.Tensor) -> Prepared:
         advantages, returns = gae(
             rewards=rewards,
             values=trajectory.behaviour_values,
@@ -196,42 +146,15 @@ class PPO:
             gamma=self.config.gamma,
             gae_lambda=self.config.gae_lambda,
         )
-        return Batch.of(trajectory, advantages.flatten(), returns.flatten())
+        self.returns = returns.flatten()
+        return {"advantages": advantages.flatten(), "returns": self.returns}
 
-    def _minibatches(self, num_rows: int) -> Iterator[torch.Tensor]:
-        """Each epoch visits every row once, in a new order."""
+    def minibatches(self, trajectory: Trajectory) -> Iterator[torch.Tensor]:
+        """Rows; each epoch visits every one once, in a new order."""
         for _ in range(self.config.n_epochs):
-            order = torch.randperm(num_rows, generator=self.generator)
+            order = torch.randperm(trajectory.timesteps, generator=self.generator)
             yield from order.split(self.config.batch_size)
 
-    def _step(self, index: torch.Tensor) -> Metrics:
-        self.optimiser.zero_grad(set_to_none=True)
-        metrics = self.gradient.of(index)
-        loss = torch.tensor(metrics["train/loss"])
-        require_finite(loss, what="the loss", update=self.updates)
-        grad_norm = clip_and_step(
-            optimiser=self.optimiser,
-            max_grad_norm=self.config.max_grad_norm,
-            update=self.updates,
-        )
-        return metrics | {"train/grad_norm": grad_norm}
-
-    def weights(self) -> Mapping[str, torch.Tensor]:
-        return self.net.state_dict()
-
-    def state_dict(self) -> dict[str, Any]:
-        return {
-            "net": self.net.state_dict(),
-            "optimiser": self.optimiser.state_dict(),
-            "generator": self.generator.get_state(),
-            "updates": self.updates,
-            "reward_scaler": self.scaler.state_dict() if self.scaler else None,
-        }
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.net.load_state_dict(state["net"])
-        self.optimiser.load_state_dict(state["optimiser"])
-        self.generator.set_state(state["generator"])
-        self.updates = state["updates"]
-        if self.scaler:
-            self.scaler.load_state_dict(state["reward_scaler"])
+    def has_learned_enough(self, metrics: Metrics) -> bool:
+        limit = self.config.target_kl
+        return limit is not None and metrics["train/approx_kl"] > 1.5 * limit

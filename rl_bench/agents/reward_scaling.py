@@ -10,8 +10,6 @@ import torch
 
 from rl_bench.types import Trajectory
 
-# The paper's runs discount with 0.999 but scale with this one (VecNormalize's default).
-RETURN_DISCOUNT = 0.99
 CLIP = 10.0
 EPSILON = 1e-8
 
@@ -21,23 +19,21 @@ class RewardScaler:
 
     Source: openai/baselines VecNormalize as used by Cobbe et al. 2020 (arXiv 1912.01588): the
     statistics are updated with each step before that step is scaled; no mean is subtracted; the
-    result is clipped to ±10. Statistics are kept in float64.
+    result is clipped to ±10. Statistics are kept in float64. The discounted returns are the
+    trajectory's own: they belong to the environments, wherever those run.
     """
 
-    def __init__(self, num_envs: int) -> None:
-        self.discounted_returns = np.zeros(num_envs)
+    def __init__(self) -> None:
         self.mean, self.variance, self.count = 0.0, 1.0, 1e-4
 
     def scale(self, trajectory: Trajectory) -> torch.Tensor:
         """The scaled rewards [T, B] float32; moves the statistics on."""
         rewards = trajectory.rewards.numpy().astype(np.float64)
-        ends = (trajectory.terminated | trajectory.truncated).numpy()
+        returns = trajectory.discounted_returns.numpy().astype(np.float64)
         scaled = np.empty_like(rewards)
         for t in range(len(rewards)):
-            self.discounted_returns = self.discounted_returns * RETURN_DISCOUNT + rewards[t]
-            self._update_statistics(self.discounted_returns)
+            self._update_statistics(returns[t])
             scaled[t] = rewards[t] / np.sqrt(self.variance + EPSILON)
-            self.discounted_returns[ends[t]] = 0.0
         return torch.from_numpy(np.clip(scaled, -CLIP, CLIP).astype(np.float32))
 
     def _update_statistics(self, batch: np.ndarray) -> None:
@@ -50,13 +46,7 @@ class RewardScaler:
         self.variance, self.count = float(m2 / total), float(total)
 
     def state_dict(self) -> dict[str, Any]:
-        return {
-            "discounted_returns": torch.from_numpy(self.discounted_returns.copy()),
-            "mean": self.mean,
-            "variance": self.variance,
-            "count": self.count,
-        }
+        return vars(self).copy()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.discounted_returns = state["discounted_returns"].numpy().copy()
-        self.mean, self.variance, self.count = state["mean"], state["variance"], state["count"]
+        vars(self).update(state)

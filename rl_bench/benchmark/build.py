@@ -11,15 +11,11 @@ import torch
 
 from rl_bench import fork_server, system
 from rl_bench.agents.base import Agent
-from rl_bench.agents.ppo import PPO, ClippedObjective, Gradient
+from rl_bench.agents.gradient import Gradient, Objective
+from rl_bench.agents.impala import IMPALA, VTraceObjective
+from rl_bench.agents.ppo import PPO, ClippedObjective
 from rl_bench.benchmark.mode import Mode
-from rl_bench.config import (
-    Config,
-    EnvConfig,
-    check_batches,
-    check_lock_step,
-    share_out_environments,
-)
+from rl_bench.config import Config, EnvConfig
 from rl_bench.envs import (
     VectorEnv,
     canonical_name,
@@ -28,11 +24,13 @@ from rl_bench.envs import (
     make_vector_env,
     modules_to_share,
 )
-from rl_bench.errors import ConfigError
-from rl_bench.nets import ActorCritic, check_spaces
-from rl_bench.rollout.parallel import ParallelSource, PublishedWeights, RolloutService
+from rl_bench.nets import ActorCritic
+from rl_bench.rollout.actors import ActorSource
+from rl_bench.rollout.crew import Crew
+from rl_bench.rollout.parallel import ParallelSource
 from rl_bench.rollout.processes import TimeLimits, WorkerPool
 from rl_bench.rollout.sequential import SequentialSource
+from rl_bench.rollout.service import PublishedWeights, RolloutService
 from rl_bench.rollout.serving import Service
 from rl_bench.rollout.shared_memory import SharedTensors
 from rl_bench.rollout.source import Source
@@ -40,6 +38,9 @@ from rl_bench.rollout.worker import RolloutWorker, WorkerSeeds
 from rl_bench.training import checkpoint
 from rl_bench.training.sharding import GradientService, ShardedGradient, SharedUpdate
 from rl_bench.types import Trajectory
+
+# Rows of a share where actors come and go: small enough that nobody waits long for the last one.
+SHARE_ROWS = 256
 
 
 @dataclass
@@ -55,60 +56,6 @@ class Parts:
         self.source.close()
         if self.shared is not None:
             self.shared.close()
-
-
-def resolve(config: Config, mode: Mode) -> Config:
-    """Replace every `auto` by what it means here, and check what belongs together.
-
-    Raises: ConfigError.
-    """
-    check_spaces(*check_env(config.env), config.model.encoder)
-    cores = config.hardware.num_threads or system.usable_cores()
-    if mode.rollouts == "parallel":
-        config = share_out_environments(config, cores=cores)
-    elif config.training.num_envs is None:
-        total = share_out_environments(config, cores=1).training.num_envs
-        config = config.replace(training__num_envs=total)
-    if mode.algorithm == "ppo":
-        check_batches(config)
-        check_lock_step(config, cores)
-    normalise = config.training.normalise_rewards
-    if normalise is None:
-        normalise = is_procgen(config.env.name)
-    floor = config.training.advantage_floor
-    if floor is None:
-        floor = 0.5 if normalise else 0.0
-    return config.replace(
-        training__normalise_rewards=normalise,
-        training__advantage_floor=floor,
-        parallel__gradient=choose_gradient(config, cores, mode),
-        hardware__num_threads=cores,
-        hardware__precision=system.resolve_precision(config.hardware.precision),
-    )
-
-
-def choose_gradient(config: Config, cores: int, mode: Mode) -> str:
-    """`auto` → shares where they use every core (docs/benchmarks.md has the measurements).
-
-    On vectors a minibatch costs less than the messages about its shares.
-    """
-    workers = config.parallel.num_workers
-    if mode.rollouts == "sequential" or config.parallel.gradient != "auto":
-        return config.parallel.gradient
-    assert workers is not None
-    frames = len(check_env(config.env)[0].shape or ()) == 3
-    return "sharded" if frames and 1 < cores <= workers + 1 else "central"
-
-
-def plan_cpus(config: Config, mode: Mode) -> system.CpuPlan:
-    """How a resolved configuration uses the cores."""
-    threads, workers = config.hardware.num_threads, config.parallel.num_workers
-    assert threads is not None
-    if mode.rollouts == "sequential":
-        return system.plan_one_process(threads)
-    assert workers is not None
-    shares = config.training.batch_size if config.parallel.gradient == "sharded" else 1
-    return system.plan_workers(threads, workers, most_shares=shares)
 
 
 def build(
@@ -145,25 +92,10 @@ def _in_worker_processes(
     config: Config, mode: Mode, plan: system.CpuPlan, resumes: int, log: Path | None
 ) -> Parts:
     net = make_net(config)
-    trajectory = SharedTensors.like(
-        Trajectory.allocate(
-            *trajectory_size(config), *check_env(config.env), device="meta"
-        ).tensors(),
-        hint="lower --num-envs or --n-steps",
-    )
-    Trajectory.of(trajectory).mark_unwritten()
-    weights = PublishedWeights(net.state_dict())
-    shared = None
-    if plan.gradient_shares > 1:
-        shared = SharedUpdate.allocate(
-            net,
-            num_rows=math.prod(trajectory_size(config)),
-            batch_size=config.training.batch_size,
-            helpers=range(plan.gradient_shares - 1),
-        )
+    memory = SharedMemory.allocate(config, net, mode, plan)
 
     def factory(index: int, restarts: int) -> WorkerFactory:
-        return WorkerFactory(config, index, resumes, restarts, trajectory, weights, shared)
+        return WorkerFactory(config, mode, index, resumes, restarts, memory)
 
     limits = TimeLimits(
         start=config.parallel.start_limit_seconds, silence=config.parallel.silence_limit_seconds
@@ -176,16 +108,91 @@ def _in_worker_processes(
         log=log,
     )
     try:
-        budget = config.parallel.restart_budget
-        source = ParallelSource(pool, trajectory, weights, factory, restart_budget=budget)
+        crew = Crew(pool, factory, restart_budget=config.parallel.restart_budget)
+        source = _make_source(config, crew, memory)
         gradient = None
-        if shared is not None:
-            gradient = ShardedGradient(ClippedObjective(net, config.training), pool, shared)
+        if memory.update is not None:
+            helpers = memory.update.helpers
+            gradient = ShardedGradient(
+                make_objective(net, config, mode),
+                pool,
+                memory.update,
+                idle=source.idle if isinstance(source, ActorSource) else lambda: helpers,
+                most_shares=_most_shares(config, mode, plan),
+            )
         agent = make_agent(net, config, mode, gradient)
     except BaseException:
         pool.close()
         raise
-    return Parts(source, agent, identity_of(config, net), shared)
+    return Parts(source, agent, identity_of(config, net), memory.update)
+
+
+def _make_source(config: Config, crew: Crew, memory: SharedMemory) -> ParallelSource | ActorSource:
+    lag = config.parallel.max_policy_lag
+    if memory.blocks is None or not lag:
+        return ParallelSource(crew, memory.batch, memory.weights)
+    return ActorSource(
+        crew,
+        memory.blocks,
+        memory.batch,
+        memory.weights,
+        max_policy_lag=lag,
+        policy_update_frequency=config.parallel.policy_update_frequency,
+    )
+
+
+def _most_shares(config: Config, mode: Mode, plan: system.CpuPlan) -> int:
+    """One for each that computes; small ones where who computes changes all the time."""
+    if not plan.overlapped:
+        return plan.gradient_shares
+    return max(plan.gradient_shares, math.ceil(config.training.batch_size / SHARE_ROWS))
+
+
+@dataclass(frozen=True)
+class SharedMemory:
+    """What the main process and its workers both see.
+
+    `batch` is what the learner learns from, [T, B] over all environments. Actors that run ahead
+    write into `blocks` instead, of the same shape; else they write into it in place.
+    """
+
+    batch: SharedTensors
+    blocks: SharedTensors | None
+    weights: PublishedWeights
+    update: SharedUpdate | None
+
+    @classmethod
+    def allocate(
+        cls, config: Config, net: ActorCritic, mode: Mode, plan: system.CpuPlan
+    ) -> SharedMemory:
+        update = None
+        weights = PublishedWeights(net.state_dict())
+        batch = allocate_trajectory(config)
+        blocks = allocate_trajectory(config) if plan.overlapped else None
+        if plan.gradient_shares > 1:
+            update = SharedUpdate.allocate(
+                net,
+                prepared=prepared_by(config, mode),
+                index_size=math.prod(trajectory_size(config)),
+                helpers=range(plan.gradient_shares - 1),
+            )
+        return cls(batch, blocks, weights, update)
+
+
+def allocate_trajectory(config: Config) -> SharedTensors:
+    size = trajectory_size(config)
+    shapes = Trajectory.allocate(*size, *check_env(config.env), device="meta")
+    memory = SharedTensors.like(shapes.tensors(), hint="lower --num-envs or --n-steps")
+    Trajectory.of(memory).mark_unwritten()
+    return memory
+
+
+def prepared_by(config: Config, mode: Mode) -> dict[str, torch.Tensor]:
+    """The shapes of what an agent works out of a trajectory."""
+    size = trajectory_size(config)
+    if mode.algorithm == "impala":
+        return {"rewards": torch.empty(size)}
+    return {name: torch.empty(math.prod(size)) for name in ("advantages", "returns")}
 
 
 @dataclass(frozen=True)
@@ -193,12 +200,11 @@ class WorkerFactory:
     """Makes what a worker process does, inside it: collect, and compute shares if it is to."""
 
     config: Config
+    mode: Mode
     index: int
     resumes: int
     restarts: int
-    trajectory: SharedTensors
-    weights: PublishedWeights
-    shared: SharedUpdate | None
+    memory: SharedMemory
 
     def __call__(self, show_life: Callable[[], None]) -> Service:
         system.prepare_process(1)
@@ -211,13 +217,13 @@ class WorkerFactory:
         env = make_vector_env(config.env, each, seed=seeds.env)
         net = make_net(config)
         worker = make_worker(config, env, net, seeds, show_life)
-        trajectory = Trajectory.of(self.trajectory)
-        block = trajectory.columns(self.index * each, (self.index + 1) * each)
-        requests = dict(RolloutService(worker, block, self.weights).requests())
-        if self.shared is not None and self.index in self.shared.helpers:
-            objective = ClippedObjective(net, config.training)
-            service = GradientService(objective, trajectory, self.shared, self.index)
-            requests.update(service.requests())
+        batch, update = Trajectory.of(self.memory.batch), self.memory.update
+        written = batch if self.memory.blocks is None else Trajectory.of(self.memory.blocks)
+        block = written.columns(self.index * each, (self.index + 1) * each)
+        requests = dict(RolloutService(worker, block, self.memory.weights).requests())
+        if update is not None and self.index in update.helpers:
+            objective = make_objective(net, config, self.mode)
+            requests.update(GradientService(objective, batch, update, self.index).requests())
         return requests
 
 
@@ -262,19 +268,19 @@ def identity_of(config: Config, net: ActorCritic) -> dict[str, str]:
     }
 
 
+def make_objective(net: ActorCritic, config: Config, mode: Mode) -> Objective:
+    if mode.algorithm == "impala":
+        return VTraceObjective(net, config.impala, config.training)
+    return ClippedObjective(net, config.training)
+
+
 def make_agent(
     net: ActorCritic, config: Config, mode: Mode, gradient: Gradient | None = None
 ) -> Agent:
-    assert config.training.num_envs is not None
-    if mode.algorithm == "ppo":
-        return PPO(
-            net,
-            config.training,
-            num_envs=config.training.num_envs,
-            seed=config.env.seed,
-            gradient=gradient,
-        )
-    raise ConfigError(f"there is no algorithm '{mode.algorithm}' here")
+    seed = config.env.seed
+    if mode.algorithm == "impala":
+        return IMPALA(net, config.impala, config.training, seed=seed, gradient=gradient)
+    return PPO(net, config.training, seed=seed, gradient=gradient)
 
 
 def describe(config: EnvConfig) -> str:

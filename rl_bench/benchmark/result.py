@@ -73,6 +73,8 @@ def benchmark_metrics(run: Measured, *, status: str, error: str | None) -> dict[
         "phases": dict(run.stopwatch.phases),
         "worker_seconds": dict(run.worker_seconds),
         "worker_restarts": run.worker_restarts,
+        "deliveries": run.recorder.deliveries.summary(),
+        "busy": _busy(run, seconds),
         "cpu_plan": run.plan.to_dict(),
         "system": system.host_facts(),
         "git": dict(run.git),
@@ -140,6 +142,21 @@ def _resources(run: Measured, seconds: float) -> dict[str, Any]:
         "memory_per_worker_gb": run.monitor.peak_memory_per_worker_gb,
         "cpu_percent": 100.0 * cpu_seconds / seconds if seconds else None,
         "cpu_seconds": cpu_seconds,
+    }
+
+
+def _busy(run: Measured, seconds: float) -> dict[str, float | None]:
+    """Shares of the window in which learner and workers had something to do.
+
+    In one process that is always so; else the learner waits for rollouts, and workers wait to be
+    asked for rollouts or for shares of a gradient.
+    """
+    if not seconds:
+        return {"learner": None, "workers": None}
+    learner_waiting = run.recorder.deliveries.learner_waiting_seconds
+    return {
+        "learner": 1.0 - learner_waiting / seconds,
+        "workers": 1.0 - run.worker_seconds["waiting"] / seconds,
     }
 
 

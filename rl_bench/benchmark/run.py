@@ -12,8 +12,9 @@ from typing import Any
 from rl_bench import storage, system
 from rl_bench.benchmark import result
 from rl_bench.benchmark.banner import banner
-from rl_bench.benchmark.build import Parts, build, plan_cpus, resolve
+from rl_bench.benchmark.build import Parts, build
 from rl_bench.benchmark.mode import Mode
+from rl_bench.benchmark.resolve import plan_cpus, resolve
 from rl_bench.benchmark.session import Session, open_session, refuse_other_shapes
 from rl_bench.config_files import Layer, to_yaml
 from rl_bench.errors import RlBenchError, StorageError, TrainingError

@@ -24,11 +24,10 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import torch
 
 from rl_bench import fork_server
 from rl_bench.errors import RlBenchError, WorkerError
-from rl_bench.rollout.serving import CLOSE, Factory, serve
+from rl_bench.rollout.serving import CLOSE, Factory, serve, signs_of_life
 from rl_bench.rollout.shared_memory import SharedTensors
 from rl_bench.rollout.watching import UNKNOWN_EXIT_CODE, Watcher, ending_of, limit_transfers
 
@@ -100,7 +99,7 @@ class WorkerPool:
         log: Path | None = None,
     ) -> None:
         self._description, self._limits, self._log = description, limits or TimeLimits(), log
-        self._beats = SharedTensors.like({"beats": torch.zeros(len(factories), dtype=torch.int64)})
+        self._signs = SharedTensors.like(signs_of_life(len(factories)))
         self._workers: list[Worker] = []
         self._finding_out = threading.Lock()  # how a process ended can be read only once
         self._watcher = Watcher(self._find_out)
@@ -121,6 +120,10 @@ class WorkerPool:
         """Process ids, in the order of the workers."""
         return [worker.process.pid for worker in self._started()]
 
+    def waiting_seconds(self) -> list[float]:
+        """How long each worker has had nothing to do since its first request."""
+        return self._signs["waiting_seconds"].tolist()
+
     def _started(self) -> list[Worker]:
         return [worker for worker in self._workers if worker.process.pid is not None]
 
@@ -130,7 +133,7 @@ class WorkerPool:
         limit_transfers(ours, self._limits.silence)
         process = context.Process(
             target=serve,
-            args=(theirs, factory, index, self._beats, self._log, fork_server.directory()),
+            args=(theirs, factory, index, self._signs, self._log, fork_server.directory()),
             daemon=True,
         )
         worker = Worker(index, process, ours)
@@ -172,27 +175,41 @@ class WorkerPool:
 
     def next_reply(self, among: Collection[int]) -> tuple[int, Any]:
         """The first reply from these workers, and whose it is. Raises: as the class says."""
+        while True:
+            waiting = self._waiting_for(among)
+            reply = self._reply_within(self._patience(waiting), waiting)
+            if reply is not None:
+                return reply
+
+    def reply_by_now(self, among: Collection[int]) -> tuple[int, Any] | None:
+        """The same without waiting: None where nobody has answered."""
+        return self._reply_within(0.0, self._waiting_for(among)) if among else None
+
+    def _waiting_for(self, among: Collection[int]) -> list[Worker]:
         waiting = [self._workers[index] for index in sorted(among)]
         for worker in waiting:
             self._require_alive(worker)
             if worker.deadline is None:
                 self._note_life(worker)
-        while True:
-            watched = [end for w in waiting for end in (w.pipe, w.process.sentinel)]
-            ready = connection.wait(watched, self._patience(waiting))
-            for worker in waiting:
-                if worker.pipe in ready:
-                    return worker.index, self._receive(worker)
-                if worker.process.sentinel in ready:
-                    raise self._lost(worker)
-            self._look_for_hung(waiting)
+        return waiting
+
+    def _reply_within(self, seconds: float, waiting: list[Worker]) -> tuple[int, Any] | None:
+        watched = [end for w in waiting for end in (w.pipe, w.process.sentinel)]
+        ready = connection.wait(watched, seconds)
+        for worker in waiting:
+            if worker.pipe in ready:
+                return worker.index, self._receive(worker)
+            if worker.process.sentinel in ready:
+                raise self._lost(worker)
+        self._look_for_hung(waiting)
+        return None
 
     def _patience(self, waiting: Sequence[Worker]) -> float:
         first = min(worker.deadline for worker in waiting if worker.deadline is not None)
         return max(0.0, first - time.monotonic())
 
     def _note_life(self, worker: Worker) -> None:
-        worker.beats_seen = int(self._beats["beats"][worker.index])
+        worker.beats_seen = int(self._signs["beats"][worker.index])
         worker.deadline = time.monotonic() + self._limits.silence
 
     def _look_for_hung(self, waiting: Sequence[Worker]) -> None:
@@ -201,7 +218,7 @@ class WorkerPool:
             late = time.monotonic() - worker.deadline
             if late < 0:
                 continue
-            if int(self._beats["beats"][worker.index]) != worker.beats_seen or late > LATE_SECONDS:
+            if int(self._signs["beats"][worker.index]) != worker.beats_seen or late > LATE_SECONDS:
                 self._note_life(worker)
                 continue
             self._end_hung(worker, f"gave no sign of life for {self._limits.silence:g} s")
@@ -294,7 +311,7 @@ class WorkerPool:
             with contextlib.suppress(ValueError):  # unkillable: it sleeps in the kernel
                 worker.process.close()
         self._workers.clear()
-        self._beats.close()
+        self._signs.close()
         atexit.unregister(self._kill_all)
 
     def _kill_all(self) -> None:

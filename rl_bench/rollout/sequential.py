@@ -53,6 +53,7 @@ class SequentialSource:
         return {
             "simulation": sum(w.simulation_seconds for w in self.workers) / count,
             "inference": sum(w.inference_seconds for w in self.workers) / count,
+            "waiting": 0.0,  # this process always has something to do
         }
 
     def worker_pids(self) -> list[int]:

@@ -9,11 +9,15 @@ import os
 import shutil
 import signal
 import threading
+import time
 import traceback
 from collections.abc import Callable, Mapping
 from multiprocessing import connection
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import torch
 
 from rl_bench.errors import RlBenchError
 from rl_bench.rollout.shared_memory import SharedTensors
@@ -26,11 +30,23 @@ Factory = Callable[[Callable[[], None]], Service]
 CLOSE = "close"
 
 
+def signs_of_life(num_workers: int) -> dict[str, torch.Tensor]:
+    """What workers show without being asked.
+
+    `beats` [N] int64 counts steps of work; `waiting_seconds` [N] float64 is the time without a
+    request, from the end of the first one on.
+    """
+    return {
+        "beats": torch.zeros(num_workers, dtype=torch.int64),
+        "waiting_seconds": torch.zeros(num_workers, dtype=torch.float64),
+    }
+
+
 def serve(
     pipe: connection.Connection,
     factory: Factory,
     index: int,
-    beats: SharedTensors,
+    signs: SharedTensors,
     log: Path | None,
     directory: str,
 ) -> None:
@@ -41,7 +57,7 @@ def serve(
     threading.Thread(target=_end_with_parent, args=(directory,), daemon=True).start()
     if log is not None:
         faulthandler.register(signal.SIGUSR1, file=open(log, "a"), all_threads=True)  # noqa: SIM115
-    beat = beats["beats"][index : index + 1].numpy()
+    beat = signs["beats"][index : index + 1].numpy()
 
     def show_life() -> None:
         beat[0] += 1
@@ -53,21 +69,25 @@ def serve(
         return
     pipe.send(("result", None))
     try:
-        _answer_requests(pipe, service)
+        _answer_requests(pipe, service, signs["waiting_seconds"][index : index + 1].numpy())
     finally:
         service[CLOSE]()
 
 
-def _answer_requests(pipe: connection.Connection, service: Service) -> None:
+def _answer_requests(pipe: connection.Connection, service: Service, waited: np.ndarray) -> None:
+    idle_since: float | None = None
     with contextlib.suppress(EOFError, ConnectionError):  # the main process is gone
         while True:
             request, arguments = pipe.recv()
+            if idle_since is not None:
+                waited[0] += time.monotonic() - idle_since
             if request == CLOSE:
                 return
             try:
                 reply = ("result", service[request](*arguments))
             except Exception as error:  # noqa: BLE001 - as above
                 reply = _failure(error)
+            idle_since = time.monotonic()
             pipe.send(reply)
 
 

@@ -14,12 +14,11 @@ logger = logging.getLogger(__name__)
 
 
 class Source(Protocol):
-    """Collects trajectories with published weights, in this process or in others.
+    """Collects trajectories with published weights, in this process or in others."""
 
-    `restarts` counts the worker processes that were lost and replaced.
-    """
-
-    restarts: int
+    @property
+    def restarts(self) -> int:
+        """Worker processes that were lost and replaced so far."""
 
     def next_batch(self) -> Trajectory:
         """The next trajectory; its memory is reused, so it is valid until the next call.
@@ -28,13 +27,13 @@ class Source(Protocol):
         """
 
     def publish(self, weights: Mapping[str, torch.Tensor], *, version: int) -> None:
-        """Act with these weights from the next batch on."""
+        """After update `version`: act with these weights as soon as the source allows."""
 
     def unfinished_episodes(self) -> int:
         """Episodes that have begun and not ended."""
 
     def timings(self) -> dict[str, float]:
-        """Seconds spent in `simulation` and `inference` so far, per worker on average."""
+        """Seconds of `simulation`, `inference` and `waiting` so far, per worker on average."""
 
     def worker_pids(self) -> list[int]:
         """Processes that collect, apart from this one."""

@@ -14,7 +14,7 @@ import torch
 from rl_bench.envs import Step, VectorEnv
 from rl_bench.errors import RlBenchError, TrainingError, WorkerError
 from rl_bench.nets import ActorCritic
-from rl_bench.types import EpisodeStats, Trajectory
+from rl_bench.types import RETURN_DISCOUNT, EpisodeStats, Trajectory
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,7 @@ class RolloutWorker:
             self.obs = env.reset()
         self.episode_returns = np.zeros(env.num_envs)
         self.episode_lengths = np.zeros(env.num_envs, dtype=np.int64)
+        self.discounted_returns = np.zeros(env.num_envs)
         self.simulation_seconds = self.inference_seconds = 0.0
 
     @torch.inference_mode()
@@ -121,6 +122,8 @@ class RolloutWorker:
         out.truncated[t] = torch.from_numpy(step.truncated & ~step.terminated)
         self.episode_returns += step.rewards
         self.episode_lengths += 1
+        self.discounted_returns = self.discounted_returns * RETURN_DISCOUNT + step.rewards
+        out.discounted_returns[t] = torch.from_numpy(self.discounted_returns)
         ended = step.terminated | step.truncated
         if not ended.any():
             return
@@ -130,6 +133,7 @@ class RolloutWorker:
         episodes.returns += self.episode_returns[ended].tolist()
         episodes.lengths += self.episode_lengths[ended].tolist()
         self.episode_returns[ended] = 0.0
+        self.discounted_returns[ended] = 0.0
         self.episode_lengths[ended] = 0
 
     def _require_finite(self, out: Trajectory) -> None:
@@ -151,6 +155,7 @@ class RolloutWorker:
             "obs": torch.from_numpy(self.obs.copy()),
             "episode_returns": torch.from_numpy(self.episode_returns.copy()),
             "episode_lengths": torch.from_numpy(self.episode_lengths.copy()),
+            "discounted_returns": torch.from_numpy(self.discounted_returns.copy()),
             "generator": self.generator.get_state(),
             "version": self.version,
             "simulation_seconds": self.simulation_seconds,
@@ -168,6 +173,7 @@ class RolloutWorker:
         self.obs = state["obs"].numpy().copy()
         self.episode_returns = state["episode_returns"].numpy().copy()
         self.episode_lengths = state["episode_lengths"].numpy().copy()
+        self.discounted_returns = state["discounted_returns"].numpy().copy()
 
 
 def _to_tensor(state: bytes) -> torch.Tensor:

@@ -26,7 +26,7 @@ from rl_bench.errors import CheckpointError
 
 logger = logging.getLogger(__name__)
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 MARKER = b"rlbench1"
 DIGEST_SIZE = hashlib.sha256().digest_size
 

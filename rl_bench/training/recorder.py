@@ -19,6 +19,7 @@ from torch.utils.tensorboard import SummaryWriter
 from rl_bench.errors import StorageError
 from rl_bench.monitor import ResourceMonitor
 from rl_bench.storage import write_text
+from rl_bench.training.deliveries import DeliveryTracker
 from rl_bench.training.episodes import EpisodeTracker
 from rl_bench.training.stopping import Stopwatch
 from rl_bench.types import Counters, Trajectory
@@ -55,6 +56,7 @@ class Recorder:
     ) -> None:
         self.counters = counters
         self.episodes = EpisodeTracker()
+        self.deliveries = DeliveryTracker()
         self.rows: list[Row] = []
         self.marks: list[tuple[float, int]] = []  # (elapsed seconds, timesteps) per update
         self.first_losses: dict[str, float | None] = dict.fromkeys(LEARNING_KEYS)
@@ -86,6 +88,7 @@ class Recorder:
 
     def record(self, trajectory: Trajectory, metrics: Mapping[str, float | None]) -> None:
         """Take in one update and what was learned from it."""
+        delivery = self.deliveries.add(trajectory, metrics, updates=self.counters.updates)
         self.counters.timesteps += trajectory.timesteps
         self.counters.updates += 1
         self.episodes.add(trajectory.episodes)
@@ -93,7 +96,7 @@ class Recorder:
         self._remember_losses(metrics)
         self._reporter.tick()
         if self.counters.updates == 1 or self.counters.updates % self._log_interval == 0:
-            self._write(self._make_row(metrics))
+            self._write(self._make_row({**metrics, **delivery}))
 
     def _remember_losses(self, metrics: Mapping[str, float | None]) -> None:
         entropy_loss = metrics["train/entropy_loss"]
@@ -166,6 +169,7 @@ class Recorder:
         return {
             "counters": vars(self.counters).copy(),
             "episodes": self.episodes.state_dict(),
+            "deliveries": self.deliveries.state_dict(),
             "marks": torch.tensor(self.marks, dtype=torch.float64),
             "first_losses": self.first_losses,
             "last_losses": self.last_losses,
@@ -174,6 +178,7 @@ class Recorder:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         vars(self.counters).update(state["counters"])
         self.episodes.load_state_dict(state["episodes"])
+        self.deliveries.load_state_dict(state["deliveries"])
         self.marks = [(seconds, int(steps)) for seconds, steps in state["marks"].tolist()]
         self.first_losses = dict(state["first_losses"])
         self.last_losses = dict(state["last_losses"])

@@ -1,22 +1,23 @@
-"""The gradient of a minibatch in shares: one in the main process, the others in worker processes.
+"""The gradient of a minibatch in shares: some in the main process, others in worker processes.
 
-While the learner works, the workers that collect have nothing to do; here they take a share each,
-on one thread. All read the learner's weights in shared memory, each writes its gradient into shared
-memory of its own, and the learner adds them up, always in the same order, and takes the step. A
-share is weighed by its rows, so the sum is the gradient of the whole minibatch (within rounding).
+While the learner works, workers that have nothing to collect take shares, on one thread. All read
+the learner's weights in shared memory, each writes its gradient into shared memory of its own, and
+the learner adds them up and takes the step. A share is weighed by what it holds, so the sum is the
+gradient of the whole minibatch (within rounding).
 
 A worker that is lost in the middle of an update has its share computed by the learner.
 """
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
-from rl_bench.agents.ppo import Batch, ClippedObjective, Metrics
+from rl_bench.agents.gradient import Metrics, Objective, Prepared, split_evenly
 from rl_bench.nets import ActorCritic
 from rl_bench.rollout.processes import WorkerLost, WorkerPool
 from rl_bench.rollout.serving import Service
@@ -33,38 +34,36 @@ class SharedUpdate:
     weights: the learner's parameters, the very ones its optimiser steps
     helpers: the workers that compute shares
     gradients: those of each helper, as `<worker>/<parameter>`
-    batch: `advantages` and `returns` [N], and `index` [M]: the rows of the present minibatch
+    prepared: what the agent worked out of the trajectory, by name
+    index: `index` [M] of the present minibatch
     """
 
     weights: SharedTensors
     helpers: tuple[int, ...]
     gradients: SharedTensors
-    batch: SharedTensors
+    prepared: SharedTensors
+    index: SharedTensors
 
     @classmethod
     def allocate(
-        cls, net: ActorCritic, *, num_rows: int, batch_size: int, helpers: Sequence[int]
+        cls, net: ActorCritic, *, prepared: Prepared, index_size: int, helpers: Sequence[int]
     ) -> SharedUpdate:
-        """Moves the parameters of `net` into shared memory."""
+        """Moves the parameters of `net` into shared memory; `prepared` gives shapes only."""
         parameters = {name: p.detach() for name, p in net.named_parameters()}
-        batch = {
-            "advantages": torch.empty(num_rows),
-            "returns": torch.empty(num_rows),
-            "index": torch.empty(batch_size, dtype=torch.int64),
-        }
         shared = cls(
             weights=SharedTensors.like(parameters),
             helpers=tuple(helpers),
             gradients=SharedTensors.like(
                 {f"{h}/{name}": p for h in helpers for name, p in parameters.items()}
             ),
-            batch=SharedTensors.like(batch),
+            prepared=SharedTensors.like(prepared),
+            index=SharedTensors.like({"index": torch.empty(index_size, dtype=torch.int64)}),
         )
         use_shared_weights(net, shared.weights)
         return shared
 
     def close(self) -> None:
-        for tensors in (self.weights, self.gradients, self.batch):
+        for tensors in (self.weights, self.gradients, self.prepared, self.index):
             tensors.close()
 
 
@@ -78,12 +77,12 @@ class GradientService:
     """What a worker process can be asked about the learner's minibatches."""
 
     def __init__(
-        self, objective: ClippedObjective, trajectory: Trajectory, shared: SharedUpdate, worker: int
+        self, objective: Objective, trajectory: Trajectory, shared: SharedUpdate, worker: int
     ) -> None:
         use_shared_weights(objective.net, shared.weights)
         self.objective = objective
-        self.index = shared.batch["index"]
-        self.batch = Batch.of(trajectory, shared.batch["advantages"], shared.batch["returns"])
+        self.index = shared.index["index"]
+        self.batch = objective.batch(trajectory, shared.prepared)
         self.gradients = [
             shared.gradients[f"{worker}/{n}"] for n, _ in objective.net.named_parameters()
         ]
@@ -92,7 +91,7 @@ class GradientService:
         return {REQUEST: self.gradient}
 
     def gradient(self, size: int, start: int, stop: int) -> Metrics:
-        """Write the gradient of rows [start, stop) of a minibatch of `size`."""
+        """Write the gradient of [start, stop) of a minibatch of `size`."""
         metrics = self.objective.backward(self.batch, self.index[:size], slice(start, stop))
         for parameter, shared in zip(self.objective.net.parameters(), self.gradients, strict=True):
             assert parameter.grad is not None
@@ -103,56 +102,73 @@ class GradientService:
 
 @dataclass
 class ShardedGradient:
-    """The learner's side: hand out the shares, compute one, add up the others.
+    """The learner's side: hand out shares, compute the others, add them up.
 
-    The workers of `pool` that help must not collect meanwhile.
+    `idle` says which workers of `pool` may be asked now; they must not be asked for anything else
+    before the minibatch is done. A minibatch has `most_shares` shares, or as many as it can be
+    split into. Where it has one for each of the same workers every time, sums have a fixed order.
     """
 
-    objective: ClippedObjective
+    objective: Objective
     pool: WorkerPool
     shared: SharedUpdate
-    batch: Batch = field(init=False)
+    idle: Callable[[], Collection[int]]
+    most_shares: int
+    batch: Any = field(init=False)
 
-    def begin(self, batch: Batch) -> None:
-        self.batch = batch
-        self.shared.batch["advantages"].copy_(batch.advantages)
-        self.shared.batch["returns"].copy_(batch.returns)
+    def begin(self, trajectory: Trajectory, prepared: Prepared) -> None:
+        self.batch = self.objective.batch(trajectory, prepared)
+        for name, tensor in prepared.items():
+            self.shared.prepared[name].copy_(tensor)
 
     def of(self, index: torch.Tensor) -> Metrics:
-        self.shared.batch["index"][: len(index)] = index
-        mine, *others = _split(len(index), 1 + len(self.shared.helpers))
-        asked = [
-            self._ask(helper, len(index), share)
-            for helper, share in zip(self.shared.helpers, others, strict=True)
-        ]
+        self.shared.index["index"][: len(index)] = index
+        mine, *others = split_evenly(len(index), min(self.most_shares, len(index)))
+        left = deque(others)
+        asked: dict[int, slice] = {}
+        self._hand_out(left, asked, len(index))
         metrics = self.objective.backward(self.batch, index, mine)
-        for helper, share, was_asked in zip(self.shared.helpers, others, asked, strict=True):
-            part = self._add_gradient_of(helper) if was_asked else None
-            if part is None:
-                part = self.objective.backward(self.batch, index, share)
-            metrics = {name: value + part[name] for name, value in metrics.items()}
+        while left:
+            self._take_in(asked, left, metrics, wait=False)
+            self._hand_out(left, asked, len(index))
+            if left:
+                _add(metrics, self.objective.backward(self.batch, index, left.popleft()))
+        self._take_in(asked, left, metrics, wait=True)
+        while left:  # those of workers that were lost
+            _add(metrics, self.objective.backward(self.batch, index, left.popleft()))
         return metrics
 
-    def _ask(self, helper: int, size: int, share: slice) -> bool:
-        try:
-            self.pool.ask(helper, REQUEST, size, share.start, share.stop)
-        except WorkerLost:
-            return False
-        return True
+    def _hand_out(self, left: deque[slice], asked: dict[int, slice], size: int) -> None:
+        """One share to each helper that has none."""
+        for helper in sorted(set(self.idle()).intersection(self.shared.helpers).difference(asked)):
+            if not left:
+                return
+            share = left.popleft()
+            try:
+                self.pool.ask(helper, REQUEST, size, share.start, share.stop)
+                asked[helper] = share
+            except WorkerLost:
+                left.append(share)
 
-    def _add_gradient_of(self, helper: int) -> Metrics | None:
-        """Its metrics; None when it was lost, and with it what it had computed."""
-        try:
-            _, metrics = self.pool.next_reply([helper])
-        except WorkerLost:
-            return None
-        for name, parameter in self.objective.net.named_parameters():
-            assert parameter.grad is not None
-            parameter.grad.add_(self.shared.gradients[f"{helper}/{name}"])
-        return metrics
+    def _take_in(
+        self, asked: dict[int, slice], left: deque[slice], metrics: Metrics, *, wait: bool
+    ) -> None:
+        """Add what helpers have computed; what was lost with one of them is left to do again."""
+        for helper in sorted(asked):
+            try:
+                reply = (self.pool.next_reply if wait else self.pool.reply_by_now)([helper])
+            except WorkerLost:
+                left.append(asked.pop(helper))
+                continue
+            if reply is None:
+                continue
+            del asked[helper]
+            _add(metrics, reply[1])
+            for name, parameter in self.objective.net.named_parameters():
+                assert parameter.grad is not None
+                parameter.grad.add_(self.shared.gradients[f"{helper}/{name}"])
 
 
-def _split(size: int, parts: int) -> list[slice]:
-    """Consecutive shares of nearly equal size."""
-    bounds = [size * part // parts for part in range(parts + 1)]
-    return [slice(start, stop) for start, stop in itertools.pairwise(bounds)]
+def _add(metrics: Metrics, more: Metrics) -> None:
+    for name, value in more.items():
+        metrics[name] += value

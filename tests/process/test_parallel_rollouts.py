@@ -8,7 +8,7 @@ import psutil
 import pytest
 import torch
 
-from rl_bench.benchmark import build
+from rl_bench.benchmark import build, resolve
 from rl_bench.benchmark.mode import Mode
 from rl_bench.config import Config
 from rl_bench.rollout.sequential import SequentialSource
@@ -29,7 +29,7 @@ def resolved(env, *, workers, each, gradient="central", **settings):
         hardware__num_threads=2,
         **settings,
     )
-    return build.resolve(config, MODE)
+    return resolve.resolve(config, MODE)
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def make_parts():
     made = []
 
     def make(config):
-        made.append(build.build(config, MODE, build.plan_cpus(config, MODE)))
+        made.append(build.build(config, MODE, resolve.plan_cpus(config, MODE)))
         parts = made[-1]
         parts.source.publish(parts.agent.weights(), version=0)
         return parts
@@ -131,7 +131,7 @@ def test_start_stop_cycles_leave_nothing_behind(make_parts):
     config = resolved("toy-counting", workers=2, each=1, gradient="sharded")
 
     def cycle():
-        parts = build.build(config, MODE, build.plan_cpus(config, MODE))
+        parts = build.build(config, MODE, resolve.plan_cpus(config, MODE))
         parts.source.publish(parts.agent.weights(), version=0)
         parts.agent.update(parts.source.next_batch(), progress=0.0)
         parts.close()

@@ -26,7 +26,8 @@ def start(script, out, total, *args, env="coinrun", schedule=CONSTANT):
 def learned(directory, out, *, stem="ppo_sequential", name="PPO_Sequential"):
     """All that must agree: every row's learning, and the whole learner of the final checkpoint."""
     rows = read_lines(directory / out / "logs" / name / "metrics.jsonl")
-    rows = [{k: v for k, v in r.items() if not k.startswith(("time/f", "time/e", "system/"))}
+    counted = ("time/total_timesteps", "time/updates")
+    rows = [{k: v for k, v in r.items() if k in counted or k.startswith(("train/", "rollout/"))}
             for r in rows]  # fmt: skip
     state = checkpoint.read(directory / out / "checkpoints" / f"{stem}_final.pt")
     episodes = state["recorder"]["episodes"]

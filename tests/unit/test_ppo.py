@@ -21,7 +21,7 @@ def make_agent(**changes):
     torch.manual_seed(0)
     settings = {"batch_size": 4, "n_epochs": 3, "normalise_rewards": False, **changes}
     net = ActorCritic(SPACE, Discrete(2))
-    return PPO(net, TrainingConfig(**settings), num_envs=2, seed=0)
+    return PPO(net, TrainingConfig(**settings), seed=0)
 
 
 def make_trajectory(n_steps=8, num_envs=2):
@@ -32,6 +32,7 @@ def make_trajectory(n_steps=8, num_envs=2):
     out.rewards[:] = torch.randn(out.rewards.shape, generator=g)
     out.behaviour_log_probs[:] = math.log(0.5)
     out.behaviour_values[:] = torch.randn(out.behaviour_values.shape, generator=g)
+    out.discounted_returns[:] = torch.randn(out.rewards.shape, generator=g)
     return out
 
 
@@ -78,7 +79,7 @@ def test_loss_and_gradient_by_hand():
 
 def test_each_epoch_visits_every_row_once_in_a_new_order():
     agent = make_agent()
-    epochs = torch.cat(list(agent._minibatches(16))).view(3, 16)
+    epochs = torch.cat(list(agent.minibatches(make_trajectory()))).view(3, 16)
     for order in epochs:
         assert sorted(order.tolist()) == list(range(16))
     assert not torch.equal(epochs[0], epochs[1])
@@ -87,8 +88,8 @@ def test_each_epoch_visits_every_row_once_in_a_new_order():
 def test_update_improves_its_objective_and_reports_every_metric():
     agent = make_agent(learning_rate=0.01)
     trajectory = make_trajectory()
-    batch = agent._prepare(trajectory)
     objective = ClippedObjective(agent.net, agent.config)
+    batch = objective.batch(trajectory, agent.prepare(trajectory, trajectory.rewards))
     before = objective.losses(batch)["train/loss"].item()
     metrics = agent.update(trajectory, progress=0.0)
     assert objective.losses(batch)["train/loss"].item() < before

@@ -1,11 +1,15 @@
 """Shares of a minibatch add up to the whole: gradients, metrics, and after losing a helper."""
 
+import itertools
+
 import pytest
 import torch
 from gymnasium.spaces import Box, Discrete
 
-from rl_bench.agents.ppo import PPO, Batch, ClippedObjective, LocalGradient
-from rl_bench.config import TrainingConfig
+from rl_bench.agents.gradient import LocalGradient
+from rl_bench.agents.impala import IMPALA, VTraceObjective
+from rl_bench.agents.ppo import PPO, ClippedObjective
+from rl_bench.config import ImpalaConfig, TrainingConfig
 from rl_bench.nets import ActorCritic
 from rl_bench.rollout.processes import WorkerLost
 from rl_bench.training.sharding import GradientService, ShardedGradient, SharedUpdate
@@ -39,64 +43,88 @@ class PoolInThisProcess:
 
     def __init__(self, services):
         self.services, self.answers, self.lost = services, {}, set()
+        self.num_answered = 0
 
     def ask(self, index, request, *arguments):
         if index in self.lost:
             raise WorkerLost(index, "gone")
+        assert index not in self.answers, "one request at a time"
         self.answers[index] = self.services[index].requests()[request](*arguments)
 
     def next_reply(self, among):
         (index,) = among
         if index in self.lost:
             raise WorkerLost(index, "gone")
+        self.num_answered += 1
         return index, self.answers.pop(index)
 
+    reply_by_now = next_reply
 
-def make_sharded(config, trajectory, *, helpers, precision):
-    net = make_net(precision)
+
+def ppo(config):
+    generator = torch.Generator().manual_seed(2)
+    advantages, returns = torch.randn(2, STEPS * ENVS, generator=generator).unbind()
+    prepared = {"advantages": advantages, "returns": returns}
+    index = torch.randperm(STEPS * ENVS)[:MINIBATCH]
+    return lambda net: ClippedObjective(net, config), prepared, index
+
+
+def impala(config):
+    rewards = torch.randn(STEPS, ENVS, generator=torch.Generator().manual_seed(2))
+    index = torch.tensor([3, 0, 1])
+    return lambda net: VTraceObjective(net, ImpalaConfig(), config), {"rewards": rewards}, index
+
+
+def make_sharded(algorithm, *, helpers, precision="fp32", config=None, most_shares=None):
+    make_objective, prepared, _ = algorithm(config or TrainingConfig())
+    trajectory, net = make_trajectory(), make_net(precision)
     shared = SharedUpdate.allocate(
-        net, num_rows=STEPS * ENVS, batch_size=MINIBATCH, helpers=range(helpers)
+        net, prepared=prepared, index_size=STEPS * ENVS, helpers=range(helpers)
     )
     services = [
-        GradientService(ClippedObjective(make_net(precision), config), trajectory, shared, i)
+        GradientService(make_objective(make_net(precision)), trajectory, shared, i)
         for i in range(helpers)
     ]
-    pool = PoolInThisProcess(services)
-    return net, pool, ShardedGradient(ClippedObjective(net, config), pool, shared)
+    sharded = ShardedGradient(
+        make_objective(net),
+        PoolInThisProcess(services),
+        shared,
+        idle=lambda: range(helpers),
+        most_shares=most_shares or 1 + helpers,
+    )
+    return trajectory, sharded
 
 
-def batch_of(trajectory):
-    generator = torch.Generator().manual_seed(2)
-    return Batch.of(trajectory, *torch.randn(2, STEPS * ENVS, generator=generator).unbind())
+def assert_same_gradients(ours, theirs, tolerance):
+    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert (a.grad - b.grad).norm() / b.grad.norm() < tolerance
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("helpers", [1, 2, 3])
-def test_shares_add_up_to_the_central_gradient(helpers, precision):
+@pytest.mark.parametrize("algorithm", [ppo, impala])
+def test_shares_add_up_to_the_central_gradient(algorithm, helpers, precision):
     # Breaks when: a share is weighed wrongly, rows are dropped or doubled, or advantages are
     # normalised by the share instead of by the minibatch.
-    config, trajectory = TrainingConfig(), make_trajectory()
-    net, _, sharded = make_sharded(config, trajectory, helpers=helpers, precision=precision)
-    central_net = make_net(precision)
-    central = LocalGradient(ClippedObjective(central_net, config))
-    batch, index = batch_of(trajectory), torch.randperm(STEPS * ENVS)[:MINIBATCH]
+    make_objective, prepared, index = algorithm(TrainingConfig())
+    trajectory, sharded = make_sharded(algorithm, helpers=helpers, precision=precision)
+    central = LocalGradient(make_objective(make_net(precision)))
     for gradient in (sharded, central):
-        gradient.begin(batch)
+        gradient.begin(trajectory, prepared)
     metrics, expected = sharded.of(index), central.of(index)
     tolerance = {"fp32": 1e-5, "bf16": 2e-2}[precision]
     for name, value in expected.items():
         assert metrics[name] == pytest.approx(value, rel=10 * tolerance, abs=tolerance), name
-    for ours, theirs in zip(net.parameters(), central_net.parameters(), strict=True):
-        error = (ours.grad - theirs.grad).norm() / theirs.grad.norm()
-        assert error < tolerance
+    assert_same_gradients(sharded.objective.net, central.objective.net, tolerance)
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
-def test_a_lost_helper_changes_nothing(when):
-    config, trajectory = TrainingConfig(), make_trajectory()
-    net, pool, sharded = make_sharded(config, trajectory, helpers=2, precision="fp32")
-    batch, index = batch_of(trajectory), torch.randperm(STEPS * ENVS)[:MINIBATCH]
-    sharded.begin(batch)
+@pytest.mark.parametrize("algorithm", [ppo, impala])
+def test_a_lost_helper_changes_nothing(algorithm, when):
+    _, prepared, index = algorithm(TrainingConfig())
+    trajectory, sharded = make_sharded(algorithm, helpers=2)
+    net, pool = sharded.objective.net, sharded.pool
+    sharded.begin(trajectory, prepared)
     expected = sharded.of(index)
     gradients = [p.grad.clone() for p in net.parameters()]
     net.zero_grad(set_to_none=True)
@@ -110,27 +138,52 @@ def test_a_lost_helper_changes_nothing(when):
         torch.testing.assert_close(parameter.grad, gradient, rtol=1e-4, atol=1e-6)
 
 
+def test_helpers_that_come_and_go_change_nothing():
+    # Breaks when: a share is handed out twice or forgotten as helpers become idle or busy.
+    _, prepared, index = ppo(TrainingConfig())
+    trajectory, sharded = make_sharded(ppo, helpers=3, most_shares=7)
+    net = sharded.objective.net
+    sharded.begin(trajectory, prepared)
+    sharded.idle = lambda: []
+    expected = sharded.of(index)
+    gradients = [p.grad.clone() for p in net.parameters()]
+    for pattern in ([[2], [], [0, 1]], [[], [], [1]], [[0, 1, 2]], [[1], [1, 2]]):
+        turns = itertools.chain(pattern, itertools.repeat(pattern[-1]))
+        sharded.idle = lambda turns=turns: next(turns)
+        answered = sharded.pool.num_answered
+        net.zero_grad(set_to_none=True)
+        assert sharded.of(index) == pytest.approx(expected, rel=1e-5, abs=1e-6)
+        assert sharded.pool.num_answered > answered, "helpers were asked"
+        for parameter, gradient in zip(net.parameters(), gradients, strict=True):
+            torch.testing.assert_close(parameter.grad, gradient, rtol=1e-4, atol=1e-6)
+
+
 def test_the_optimiser_steps_the_weights_that_the_helpers_read():
     config = TrainingConfig(batch_size=12, normalise_rewards=False)
-    trajectory = make_trajectory()
-    net, pool, sharded = make_sharded(config, trajectory, helpers=1, precision="fp32")
-    agent = PPO(net, config, num_envs=ENVS, seed=0, gradient=sharded)
+    trajectory, sharded = make_sharded(ppo, helpers=1, config=config)
+    agent = PPO(sharded.objective.net, config, seed=0, gradient=sharded)
     before = {name: w.clone() for name, w in sharded.shared.weights.items()}
     agent.update(trajectory, progress=0.0)
-    helper = pool.services[0].objective.net
+    helper = sharded.pool.services[0].objective.net
     for name, weight in agent.net.named_parameters():
         assert not torch.equal(weight, before[name]), name
         assert torch.equal(dict(helper.named_parameters())[name], weight), name
     assert agent.state_dict()["net"]["value.weight"].untyped_storage().nbytes() == 4 * 512
 
 
-def test_sharded_updates_follow_the_central_ones():
+def make_agent(algorithm, net, config, gradient=None):
+    if algorithm is ppo:
+        return PPO(net, config, seed=0, gradient=gradient)
+    return IMPALA(net, ImpalaConfig(), config, seed=0, gradient=gradient)
+
+
+@pytest.mark.parametrize("algorithm", [ppo, impala])
+def test_sharded_updates_follow_the_central_ones(algorithm):
     config = TrainingConfig(batch_size=12, n_epochs=2, normalise_rewards=False)
-    trajectory = make_trajectory()
-    net, _, sharded = make_sharded(config, trajectory, helpers=1, precision="fp32")
+    trajectory, sharded = make_sharded(algorithm, helpers=1, config=config)
     agents = [
-        PPO(net, config, num_envs=ENVS, seed=0, gradient=sharded),
-        PPO(make_net(), config, num_envs=ENVS, seed=0),
+        make_agent(algorithm, sharded.objective.net, config, sharded),
+        make_agent(algorithm, make_net(), config),
     ]
     ours, theirs = (agent.update(trajectory, progress=0.0) for agent in agents)
     assert ours["train/approx_kl"] == pytest.approx(theirs["train/approx_kl"], rel=1e-3)

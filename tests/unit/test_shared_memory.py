@@ -10,7 +10,7 @@ from rl_bench.config import EnvConfig
 from rl_bench.envs import check_env, make_vector_env
 from rl_bench.errors import ConfigError, WorkerError
 from rl_bench.nets import ActorCritic
-from rl_bench.rollout.parallel import PublishedWeights
+from rl_bench.rollout.service import PublishedWeights
 from rl_bench.rollout.shared_memory import SharedTensors
 from rl_bench.rollout.worker import RolloutWorker
 from rl_bench.types import Trajectory

@@ -8,7 +8,7 @@ import torch
 from rl_bench.training.episodes import EpisodeTracker
 from rl_bench.training.recorder import Recorder, read_rows
 from rl_bench.training.stopping import Stop, Stopwatch, TimestepLimit, WallClockLimit
-from rl_bench.types import Counters, EpisodeStats
+from rl_bench.types import Counters, Delivery, EpisodeStats
 
 
 class Clock:
@@ -32,8 +32,10 @@ class Silent:
 
 
 class FakeTrajectory:
-    def __init__(self, timesteps, returns=()):
+    def __init__(self, timesteps, returns=(), versions=(0,), delivery=None):
         self.timesteps = timesteps
+        self.policy_version = torch.tensor(versions)
+        self.delivery = delivery or Delivery()
         self.episodes = EpisodeStats(list(returns), [5] * len(returns))
 
 
@@ -215,3 +217,33 @@ def test_recorder_state_is_plain_data(tmp_path):
     assert other.final_fps() == recorder.final_fps()
     recorder.close()
     other.close()
+
+
+def test_lag_queues_and_drops_are_told_for_the_row_and_for_the_run(tmp_path):
+    # Breaks when: lag is counted after the update instead of before it, or the run's figures
+    # forget an update.
+    clock = Clock()
+    recorder = make_recorder(tmp_path, clock)
+    clipped = [0.1, 0.2, 0.6]
+    for i, versions in enumerate([(0, 0), (0, 1), (0, 1)]):  # of updates 1, 2 and 3
+        clock.now += 1.0
+        delivery = Delivery([0.5, 1.5 + i], learner_waiting_seconds=0.25, dropped_timesteps=8)
+        metrics = {**METRICS, "train/rho_clip_fraction": clipped[i]}
+        recorder.record(FakeTrajectory(100, (), versions, delivery), metrics)
+    other = make_recorder(tmp_path, clock)
+    other.load_state_dict(recorder.state_dict())
+    for deliveries in (recorder.deliveries, other.deliveries):
+        assert deliveries.summary() == {
+            "policy_lag_mean": pytest.approx((0 + 0 + 1 + 0 + 2 + 1) / 6),
+            "policy_lag_max": 2,
+            "rho_clip_fraction": pytest.approx(0.3),
+            "queue_age_seconds_mean": pytest.approx((0.5 * 3 + 1.5 + 2.5 + 3.5) / 6),
+            "queue_age_seconds_max": 3.5,
+            "dropped_timesteps": 24,
+        }
+        assert deliveries.learner_waiting_seconds == 0.75
+    row = recorder.rows[1]
+    assert row["train/policy_lag"] == 0.5
+    assert row["train/policy_lag_max"] == 1
+    assert row["time/queue_age"] == 1.5
+    assert row["rollout/dropped_timesteps"] == 16

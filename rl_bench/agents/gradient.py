@@ -1,0 +1,66 @@
+"""The gradient of a minibatch: what an algorithm minimises, and who computes it.
+
+An objective knows one algorithm's loss; a `Gradient` knows where it is evaluated: here at once
+(`LocalGradient`), or in shares by several processes (`training/sharding.py`).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import torch
+
+from rl_bench.nets import ActorCritic
+from rl_bench.types import Trajectory
+
+Metrics = dict[str, float]
+# What an agent works out of a trajectory before its first minibatch, by name.
+Prepared = Mapping[str, torch.Tensor]
+WHOLE = slice(None)
+
+
+class Objective(Protocol):
+    """The loss of a minibatch, or of a share of one."""
+
+    net: ActorCritic
+
+    def batch(self, trajectory: Trajectory, prepared: Prepared) -> Any:
+        """What the minibatches are taken from; views on the memory of its arguments."""
+
+    def backward(self, batch: Any, index: torch.Tensor, share: slice = WHOLE) -> Metrics:
+        """Add the gradient of a share of the minibatch `index` to the parameters.
+
+        Each share weighs as much as it holds, so the gradients and the metrics of all shares add
+        up to those of the minibatch.
+        """
+
+
+def split_evenly(size: int, parts: int) -> list[slice]:
+    """Consecutive shares of nearly equal size."""
+    bounds = [size * part // parts for part in range(parts + 1)]
+    return [slice(start, stop) for start, stop in itertools.pairwise(bounds)]
+
+
+class Gradient(Protocol):
+    """How the gradient of a minibatch is computed: here at once, or in shares elsewhere."""
+
+    def begin(self, trajectory: Trajectory, prepared: Prepared) -> None:
+        """A new batch, of which minibatches follow."""
+
+    def of(self, index: torch.Tensor) -> Metrics:
+        """Leave the gradient of the minibatch in the parameters; returns its metrics."""
+
+
+class LocalGradient:
+    """The whole minibatch in this process, with all of its threads."""
+
+    def __init__(self, objective: Objective) -> None:
+        self.objective = objective
+
+    def begin(self, trajectory: Trajectory, prepared: Prepared) -> None:
+        self.batch = self.objective.batch(trajectory, prepared)
+
+    def of(self, index: torch.Tensor) -> Metrics:
+        return self.objective.backward(self.batch, index)

@@ -1,0 +1,75 @@
+"""What `auto` means on this machine, and how the run then uses the cores."""
+
+from __future__ import annotations
+
+from rl_bench import system
+from rl_bench.benchmark.mode import Mode
+from rl_bench.config import (
+    Config,
+    check_batches,
+    check_gradient,
+    settle_policy_lag,
+    share_out_environments,
+)
+from rl_bench.envs import check_env, is_procgen
+from rl_bench.nets import check_spaces
+
+
+def resolve(config: Config, mode: Mode) -> Config:
+    """Replace every `auto` by what it means here, and check what belongs together.
+
+    Raises: ConfigError.
+    """
+    check_spaces(*check_env(config.env), config.model.encoder)
+    cores = config.hardware.num_threads or system.usable_cores()
+    if mode.rollouts == "parallel":
+        config = settle_policy_lag(config, mode.algorithm)
+        # Actors that run ahead leave a core to the learner.
+        most = max(1, cores - 1) if config.parallel.max_policy_lag else cores
+        config = share_out_environments(config, cores=most)
+    elif config.training.num_envs is None:
+        total = share_out_environments(config, cores=1).training.num_envs
+        config = config.replace(training__num_envs=total)
+    if mode.algorithm == "ppo":
+        check_batches(config)
+    check_gradient(config, cores)
+    normalise = config.training.normalise_rewards
+    if normalise is None:
+        normalise = is_procgen(config.env.name)
+    floor = config.training.advantage_floor
+    if floor is None:
+        floor = 0.5 if normalise else 0.0
+    return config.replace(
+        training__normalise_rewards=normalise,
+        training__advantage_floor=floor,
+        parallel__gradient=choose_gradient(config, cores, mode),
+        hardware__num_threads=cores,
+        hardware__precision=system.resolve_precision(config.hardware.precision),
+    )
+
+
+def choose_gradient(config: Config, cores: int, mode: Mode) -> str:
+    """`auto` → shares where they use every core (docs/benchmarks.md has the measurements).
+
+    Actors that run ahead would else be idle while their block waits. On vectors a minibatch costs
+    less than the messages about its shares.
+    """
+    workers = config.parallel.num_workers
+    if mode.rollouts == "sequential" or config.parallel.gradient != "auto":
+        return config.parallel.gradient
+    assert workers is not None
+    frames = len(check_env(config.env)[0].shape or ()) == 3
+    pays = cores > 1 if config.parallel.max_policy_lag else 1 < cores <= workers + 1
+    return "sharded" if frames and pays else "central"
+
+
+def plan_cpus(config: Config, mode: Mode) -> system.CpuPlan:
+    """How a resolved configuration uses the cores."""
+    threads, workers = config.hardware.num_threads, config.parallel.num_workers
+    assert threads is not None
+    if mode.rollouts == "sequential":
+        return system.plan_one_process(threads)
+    assert workers is not None
+    shares = config.training.batch_size if config.parallel.gradient == "sharded" else 1
+    plan = system.plan_actors if config.parallel.max_policy_lag else system.plan_workers
+    return plan(threads, workers, most_shares=shares)

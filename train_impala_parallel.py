@@ -1,0 +1,6 @@
+"""IMPALA, actors in worker processes, for a number of timesteps."""
+
+from rl_bench.cli import train
+
+if __name__ == "__main__":
+    raise SystemExit(train(algorithm="impala", rollouts="parallel", stop="timesteps"))
