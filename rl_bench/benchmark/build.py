@@ -12,7 +12,7 @@ import torch
 from rl_bench import fork_server, system
 from rl_bench.agents.base import Agent
 from rl_bench.agents.gradient import Gradient, Objective
-from rl_bench.agents.impala import IMPALA, VTraceObjective
+from rl_bench.agents.impala import IMPALA, PIECE_ROWS, VTraceObjective
 from rl_bench.agents.ppo import PPO, ClippedObjective
 from rl_bench.benchmark.mode import Mode
 from rl_bench.config import Config, EnvConfig
@@ -39,23 +39,20 @@ from rl_bench.training import checkpoint
 from rl_bench.training.sharding import GradientService, ShardedGradient, SharedUpdate
 from rl_bench.types import Trajectory
 
-# Rows of a share where actors come and go: small enough that nobody waits long for the last one.
-SHARE_ROWS = 256
-
 
 @dataclass
 class Parts:
-    """What a run is made of. `shared` is memory that other processes see too."""
+    """What a run is made of. `memory` is what other processes see too."""
 
     source: Source
     agent: Agent
     identity: dict[str, str]
-    shared: SharedUpdate | None = None
+    memory: SharedMemory | None = None
 
     def close(self) -> None:
         self.source.close()
-        if self.shared is not None:
-            self.shared.close()
+        if self.memory is not None:
+            self.memory.close()
 
 
 def build(
@@ -118,34 +115,29 @@ def _in_worker_processes(
                 pool,
                 memory.update,
                 idle=source.idle if isinstance(source, ActorSource) else lambda: helpers,
-                most_shares=_most_shares(config, mode, plan),
+                # Where helpers come and go, no share is larger than what they compute at once.
+                largest=max(1, PIECE_ROWS // config.training.n_steps) if plan.overlapped else None,
             )
         agent = make_agent(net, config, mode, gradient)
     except BaseException:
         pool.close()
+        memory.close()
         raise
-    return Parts(source, agent, identity_of(config, net), memory.update)
+    return Parts(source, agent, identity_of(config, net), memory)
 
 
 def _make_source(config: Config, crew: Crew, memory: SharedMemory) -> ParallelSource | ActorSource:
     lag = config.parallel.max_policy_lag
-    if memory.blocks is None or not lag:
-        return ParallelSource(crew, memory.batch, memory.weights)
+    if not memory.blocks or not lag:
+        return ParallelSource(crew, Trajectory.of(memory.batch), memory.weights)
     return ActorSource(
         crew,
-        memory.blocks,
-        memory.batch,
+        [Trajectory.of(blocks) for blocks in memory.blocks],
+        Trajectory.of(memory.batch),
         memory.weights,
         max_policy_lag=lag,
         policy_update_frequency=config.parallel.policy_update_frequency,
     )
-
-
-def _most_shares(config: Config, mode: Mode, plan: system.CpuPlan) -> int:
-    """One for each that computes; small ones where who computes changes all the time."""
-    if not plan.overlapped:
-        return plan.gradient_shares
-    return max(plan.gradient_shares, math.ceil(config.training.batch_size / SHARE_ROWS))
 
 
 @dataclass(frozen=True)
@@ -153,11 +145,11 @@ class SharedMemory:
     """What the main process and its workers both see.
 
     `batch` is what the learner learns from, [T, B] over all environments. Actors that run ahead
-    write into `blocks` instead, of the same shape; else they write into it in place.
+    write into two `blocks` of the same shape in turn, others into the batch in place.
     """
 
     batch: SharedTensors
-    blocks: SharedTensors | None
+    blocks: tuple[SharedTensors, ...]
     weights: PublishedWeights
     update: SharedUpdate | None
 
@@ -168,7 +160,7 @@ class SharedMemory:
         update = None
         weights = PublishedWeights(net.state_dict())
         batch = allocate_trajectory(config)
-        blocks = allocate_trajectory(config) if plan.overlapped else None
+        blocks = tuple(allocate_trajectory(config) for _ in range(2 * plan.overlapped))
         if plan.gradient_shares > 1:
             update = SharedUpdate.allocate(
                 net,
@@ -177,6 +169,11 @@ class SharedMemory:
                 helpers=range(plan.gradient_shares - 1),
             )
         return cls(batch, blocks, weights, update)
+
+    def close(self) -> None:
+        for shared in (self.batch, *self.blocks, self.weights, self.update):
+            if shared is not None:
+                shared.close()
 
 
 def allocate_trajectory(config: Config) -> SharedTensors:
@@ -218,9 +215,9 @@ class WorkerFactory:
         net = make_net(config)
         worker = make_worker(config, env, net, seeds, show_life)
         batch, update = Trajectory.of(self.memory.batch), self.memory.update
-        written = batch if self.memory.blocks is None else Trajectory.of(self.memory.blocks)
-        block = written.columns(self.index * each, (self.index + 1) * each)
-        requests = dict(RolloutService(worker, block, self.memory.weights).requests())
+        written = [Trajectory.of(blocks) for blocks in self.memory.blocks] or [batch]
+        own = [whole.columns(self.index * each, (self.index + 1) * each) for whole in written]
+        requests = dict(RolloutService(worker, own, self.memory.weights).requests())
         if update is not None and self.index in update.helpers:
             objective = make_objective(net, config, self.mode)
             requests.update(GradientService(objective, batch, update, self.index).requests())

@@ -1,9 +1,10 @@
 """Rollouts in worker processes that run ahead: actors collect while the learner learns.
 
-Each actor has one block of shared memory. It fills it with the newest weights it finds, and waits
-with the next one until the learner has taken it: that bounds memory and the age of what is learned.
-The learner takes as many blocks as make a batch, whichever are finished first, and copies them into
-memory of its own. Blocks that are too old by then are dropped, and counted.
+Each actor fills a block of shared memory with the newest weights it finds, and waits with the next
+one until the learner takes it: that bounds memory and the age of what is learned. It has two
+blocks, so that it can begin the next one while the learner copies the last. The learner takes as
+many blocks as make a batch, whichever are finished first. Those that are too old by then are
+dropped, and counted.
 """
 
 from __future__ import annotations
@@ -19,12 +20,11 @@ import torch
 from rl_bench.rollout.crew import Crew
 from rl_bench.rollout.processes import WorkerLost
 from rl_bench.rollout.service import NEWEST, Collected, PublishedWeights
-from rl_bench.rollout.shared_memory import SharedTensors
 from rl_bench.types import Delivery, EpisodeStats, Trajectory
 
 
 class ActorSource:
-    """N actors with one block of `blocks` [T, B] each, and the learner's `batch` [T, B].
+    """N actors with their columns of both `blocks` [T, B], and the learner's `batch` [T, B].
 
     A batch holds N blocks; a fast actor may give two, a slow one none. The blocks of an actor come
     in the order of time. `max_policy_lag` is the number of updates that the weights behind a block
@@ -35,19 +35,20 @@ class ActorSource:
     def __init__(
         self,
         crew: Crew,
-        blocks: SharedTensors,
-        batch: SharedTensors,
+        blocks: Sequence[Trajectory],
+        batch: Trajectory,
         weights: PublishedWeights,
         *,
         max_policy_lag: int,
         policy_update_frequency: int,
     ) -> None:
         self.crew, self.weights = crew, weights
-        self._memory = (blocks, batch)
-        self.trajectory = Trajectory.of(batch)
-        whole = Trajectory.of(blocks)
-        self._each = whole.num_envs // len(crew)
-        self._blocks = [self._columns(whole, index) for index in range(len(crew))]
+        self.trajectory = batch
+        self._each = batch.num_envs // len(crew)
+        self._blocks = [
+            [self._columns(whole, index) for whole in blocks] for index in range(len(crew))
+        ]
+        self._turns = [0] * len(crew)  # which of its blocks each writes, or has written
         self._max_policy_lag = max_policy_lag
         self._policy_update_frequency = policy_update_frequency
         self._updates = 0
@@ -67,7 +68,9 @@ class ActorSource:
         while free:
             index, collected = self._next_finished(delivery)
             episodes.extend(collected.episodes)
-            block = self._blocks[index]
+            block = self._block(index)
+            self._turns[index] ^= 1
+            self._ask(index)
             assert (block.policy_version == collected.version).all(), "a block was not written"
             if self._updates - collected.version > self._max_policy_lag:
                 delivery.dropped_timesteps += block.timesteps
@@ -76,9 +79,11 @@ class ActorSource:
                 free.remove(place)
                 self._columns(self.trajectory, place).copy_(block)
                 delivery.queue_ages.append(time.monotonic() - collected.finished_at)
-            self._ask(index)
         self.trajectory.episodes, self.trajectory.delivery = episodes, delivery
         return self.trajectory
+
+    def _block(self, index: int) -> Trajectory:
+        return self._blocks[index][self._turns[index]]
 
     def _columns(self, trajectory: Trajectory, place: int) -> Trajectory:
         return trajectory.columns(place * self._each, (place + 1) * self._each)
@@ -92,7 +97,8 @@ class ActorSource:
 
     def _ask(self, index: int) -> None:
         self._collecting.discard(index)
-        self.crew.ask_to_collect(index, NEWEST, collecting=self._collecting)
+        block = self._turns[index]
+        self.crew.ask_to_collect(index, NEWEST, block=block, collecting=self._collecting)
         self._collecting.add(index)
 
     def _next_finished(self, delivery: Delivery) -> tuple[int, Collected]:
@@ -151,7 +157,7 @@ class ActorSource:
 
     def _copy_of_block(self, index: int) -> dict[str, torch.Tensor]:
         """Of its own memory: saving a view would save all blocks."""
-        return {name: tensor.clone() for name, tensor in self._blocks[index].tensors().items()}
+        return {name: tensor.clone() for name, tensor in self._block(index).tensors().items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.crew.load_state_dict(state)
@@ -159,10 +165,8 @@ class ActorSource:
             collected = dict(entry["collected"])
             collected["episodes"] = EpisodeStats(**collected["episodes"])
             collected["finished_at"] = time.monotonic()
-            self._blocks[entry["worker"]].copy_(Trajectory.of(entry["block"]))
+            self._block(entry["worker"]).copy_(Trajectory.of(entry["block"]))
             self._finished.append((entry["worker"], Collected(**collected)))
 
     def close(self) -> None:
         self.crew.close()
-        for shared in (*self._memory, self.weights):
-            shared.close()

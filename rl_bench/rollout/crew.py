@@ -45,11 +45,13 @@ class Crew:
     def __len__(self) -> int:
         return len(self.pool)
 
-    def ask_to_collect(self, index: int, version: int, *, collecting: Iterable[int]) -> None:
+    def ask_to_collect(
+        self, index: int, version: int, *, block: int = 0, collecting: Iterable[int]
+    ) -> None:
         """Ask a worker, or whoever replaces it; `collecting` are those at work meanwhile."""
         while True:
             try:
-                return self.pool.ask(index, "collect", version)
+                return self.pool.ask(index, "collect", version, block)
             except WorkerLost as lost:
                 self.replace(lost, collecting)
 

@@ -16,19 +16,17 @@ import torch
 from rl_bench.rollout.crew import Crew
 from rl_bench.rollout.processes import WorkerLost
 from rl_bench.rollout.service import Collected, PublishedWeights
-from rl_bench.rollout.shared_memory import SharedTensors
 from rl_bench.types import Delivery, EpisodeStats, Trajectory
 
 
 class ParallelSource:
-    """N worker processes that fill one trajectory together. `memory` holds the trajectory.
+    """N worker processes that fill one trajectory together, which lies in shared memory.
 
     Raises: WorkerLost when a worker is lost and the crew's budget is spent.
     """
 
-    def __init__(self, crew: Crew, memory: SharedTensors, weights: PublishedWeights) -> None:
-        self.crew, self.memory, self.weights = crew, memory, weights
-        self.trajectory = Trajectory.of(memory)
+    def __init__(self, crew: Crew, trajectory: Trajectory, weights: PublishedWeights) -> None:
+        self.crew, self.trajectory, self.weights = crew, trajectory, weights
         self._version = 0
 
     @property
@@ -81,5 +79,3 @@ class ParallelSource:
 
     def close(self) -> None:
         self.crew.close()
-        for shared in (self.memory, self.weights):
-            shared.close()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,8 +83,10 @@ class Collected:
 class RolloutService:
     """What a worker process can be asked about its environments."""
 
-    def __init__(self, worker: RolloutWorker, block: Trajectory, weights: PublishedWeights) -> None:
-        self.worker, self.block, self.weights = worker, block, weights
+    def __init__(
+        self, worker: RolloutWorker, blocks: Sequence[Trajectory], weights: PublishedWeights
+    ) -> None:
+        self.worker, self.blocks, self.weights = worker, blocks, weights
 
     def requests(self) -> Service:
         return {
@@ -94,12 +96,12 @@ class RolloutService:
             CLOSE: self.worker.env.close,
         }
 
-    def collect(self, version: int) -> Collected:
-        """Fill the block [T, B] with the weights of this version, or with the newest."""
+    def collect(self, version: int, block: int) -> Collected:
+        """Fill one of the blocks [T, B] with the weights of this version, or with the newest."""
         worker = self.worker
         self.weights.load_into(worker, version=version)
         simulation, inference = worker.simulation_seconds, worker.inference_seconds
-        episodes = worker.collect(self.block)
+        episodes = worker.collect(self.blocks[block])
         return Collected(
             episodes=episodes,
             version=worker.version,

@@ -10,6 +10,7 @@ A worker that is lost in the middle of an update has its share computed by the l
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -105,15 +106,16 @@ class ShardedGradient:
     """The learner's side: hand out shares, compute the others, add them up.
 
     `idle` says which workers of `pool` may be asked now; they must not be asked for anything else
-    before the minibatch is done. A minibatch has `most_shares` shares, or as many as it can be
-    split into. Where it has one for each of the same workers every time, sums have a fixed order.
+    before the minibatch is done. What is left is split evenly among those who are free, in shares
+    of `largest` at most: where helpers come and go, nobody waits long for the others. Where all of
+    the same helpers are always free, shares and the order of their sum are always the same.
     """
 
     objective: Objective
     pool: WorkerPool
     shared: SharedUpdate
     idle: Callable[[], Collection[int]]
-    most_shares: int
+    largest: int | None = None
     batch: Any = field(init=False)
 
     def begin(self, trajectory: Trajectory, prepared: Prepared) -> None:
@@ -123,35 +125,42 @@ class ShardedGradient:
 
     def of(self, index: torch.Tensor) -> Metrics:
         self.shared.index["index"][: len(index)] = index
-        mine, *others = split_evenly(len(index), min(self.most_shares, len(index)))
-        left = deque(others)
+        metrics: Metrics = {}
+        left = [slice(0, len(index))]
         asked: dict[int, slice] = {}
-        self._hand_out(left, asked, len(index))
-        metrics = self.objective.backward(self.batch, index, mine)
-        while left:
-            self._take_in(asked, left, metrics, wait=False)
-            self._hand_out(left, asked, len(index))
-            if left:
-                _add(metrics, self.objective.backward(self.batch, index, left.popleft()))
-        self._take_in(asked, left, metrics, wait=True)
-        while left:  # those of workers that were lost
-            _add(metrics, self.objective.backward(self.batch, index, left.popleft()))
+        while left or asked:
+            while left:
+                mine = self._hand_out(left, asked, len(index))
+                _add(metrics, self.objective.backward(self.batch, index, mine))
+                if left:
+                    self._take_in(asked, left, metrics, wait=False)
+            self._take_in(asked, left, metrics, wait=True)
         return metrics
 
-    def _hand_out(self, left: deque[slice], asked: dict[int, slice], size: int) -> None:
-        """One share to each helper that has none."""
-        for helper in sorted(set(self.idle()).intersection(self.shared.helpers).difference(asked)):
-            if not left:
-                return
-            share = left.popleft()
+    def _hand_out(self, left: list[slice], asked: dict[int, slice], size: int) -> slice:
+        """A share of the last range that is left to each free helper; returns the learner's own."""
+        free = sorted(set(self.idle()).intersection(self.shared.helpers).difference(asked))
+        whole = left.pop()
+        length = whole.stop - whole.start
+        count = max(1 + len(free), math.ceil(length / (self.largest or length)))
+        shares = [
+            slice(whole.start + share.start, whole.start + share.stop)
+            for share in split_evenly(length, min(count, length))
+        ]
+        mine, rest = shares[0], deque(shares[1:])
+        for helper in free[: len(rest)]:
+            share = rest.popleft()
             try:
                 self.pool.ask(helper, REQUEST, size, share.start, share.stop)
                 asked[helper] = share
             except WorkerLost:
                 left.append(share)
+        if rest:
+            left.append(slice(rest[0].start, rest[-1].stop))
+        return mine
 
     def _take_in(
-        self, asked: dict[int, slice], left: deque[slice], metrics: Metrics, *, wait: bool
+        self, asked: dict[int, slice], left: list[slice], metrics: Metrics, *, wait: bool
     ) -> None:
         """Add what helpers have computed; what was lost with one of them is left to do again."""
         for helper in sorted(asked):
@@ -171,4 +180,4 @@ class ShardedGradient:
 
 def _add(metrics: Metrics, more: Metrics) -> None:
     for name, value in more.items():
-        metrics[name] += value
+        metrics[name] = metrics.get(name, 0.0) + value

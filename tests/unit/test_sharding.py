@@ -75,7 +75,7 @@ def impala(config):
     return lambda net: VTraceObjective(net, ImpalaConfig(), config), {"rewards": rewards}, index
 
 
-def make_sharded(algorithm, *, helpers, precision="fp32", config=None, most_shares=None):
+def make_sharded(algorithm, *, helpers, precision="fp32", config=None, largest=None):
     make_objective, prepared, _ = algorithm(config or TrainingConfig())
     trajectory, net = make_trajectory(), make_net(precision)
     shared = SharedUpdate.allocate(
@@ -90,7 +90,7 @@ def make_sharded(algorithm, *, helpers, precision="fp32", config=None, most_shar
         PoolInThisProcess(services),
         shared,
         idle=lambda: range(helpers),
-        most_shares=most_shares or 1 + helpers,
+        largest=largest,
     )
     return trajectory, sharded
 
@@ -141,7 +141,7 @@ def test_a_lost_helper_changes_nothing(algorithm, when):
 def test_helpers_that_come_and_go_change_nothing():
     # Breaks when: a share is handed out twice or forgotten as helpers become idle or busy.
     _, prepared, index = ppo(TrainingConfig())
-    trajectory, sharded = make_sharded(ppo, helpers=3, most_shares=7)
+    trajectory, sharded = make_sharded(ppo, helpers=3, largest=2)
     net = sharded.objective.net
     sharded.begin(trajectory, prepared)
     sharded.idle = lambda: []
