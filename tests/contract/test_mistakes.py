@@ -48,6 +48,7 @@ PARALLEL_MISTAKES = {
     ),
     "two names": (["--num-workers", "2", "--num-actors", "3"], "different values (2 and 3)"),
     "old weights": (["--set", "parallel.policy_update_frequency=2"], "PPO needs 1"),
+    "old data": (["--set", "parallel.max_policy_lag=2"], "PPO needs 0"),
     "shares on one thread": (
         ["--num-threads", "1", "--set", "parallel.gradient=sharded"],
         "'sharded' needs two threads",

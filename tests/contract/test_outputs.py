@@ -19,7 +19,8 @@ TOP_KEYS = {
     "schema_version", "algorithm", "training_mode", "status", "start_time", "end_time",
     "duration_hours", "total_timesteps", "total_updates", "average_fps", "final_fps",
     "timesteps_per_hour", "performance", "learning", "resource_usage", "phases", "setup_seconds",
-    "system", "git", "config",
+    "system", "git", "config", "deliveries", "busy", "worker_seconds", "worker_restarts",
+    "cpu_plan",
 }  # fmt: skip
 PERFORMANCE_KEYS = {
     "initial_reward", "final_reward", "best_reward", "average_reward_last_100_episodes",
@@ -33,12 +34,52 @@ SUMMARY_KEYS = {
     "algorithm", "mode", "duration_hours", "total_timesteps", "total_updates", "avg_fps",
     "final_fps", "peak_memory_gb", "initial_reward", "final_reward", "best_reward", "num_episodes",
 }  # fmt: skip
+PPO_KEYS = {"train/clip_fraction", "train/explained_variance"}
+IMPALA_KEYS = {"train/rho_clip_fraction", "train/rho_mean"}
 ROW_KEYS = {
+    "train/policy_lag", "train/policy_lag_max", "time/queue_age", "time/learner_waiting",
+    "rollout/dropped_timesteps",
     "time/fps", "time/total_timesteps", "time/elapsed_time", "rollout/ep_reward_mean",
     "rollout/ep_reward_std", "rollout/ep_length_mean", "train/policy_loss", "train/value_loss",
     "train/entropy_loss", "train/clip_fraction", "train/approx_kl", "train/explained_variance",
     "system/memory_gb", "system/peak_memory_gb", "system/cpu_percent",
 }  # fmt: skip
+
+
+def keys_of(document, path=""):
+    """Every path of keys in a document, apart from those below `config`."""
+    for key, value in document.items():
+        yield f"{path}{key}"
+        if isinstance(value, dict) and key != "config":
+            yield from keys_of(value, f"{path}{key}.")
+
+
+MODES = (
+    "train_ppo_sequential.py", "train_ppo_parallel.py", "train_timed.py", "train_parallel_timed.py",
+    "train_impala_sequential.py", "train_impala_parallel.py", "train_impala_sequential_timed.py",
+    "train_impala_parallel_timed.py",
+)  # fmt: skip
+
+
+def test_all_eight_modes_write_the_same_keys(script):
+    # Breaks when: a mode adds a key of its own to a result, or leaves one out.
+    small = ("--env", "toy-counting", "--num-envs", "4", "--n-steps", "16", "--batch-size", "32",
+             "--num-threads", "2", "--log-interval", "1")  # fmt: skip
+    found = {}
+    for entry in MODES:
+        budget = ("--duration", "1e-4") if "timed" in entry else ("--total-timesteps", "256")
+        done = script(entry, *small, *budget, "--output-dir", entry)
+        assert done.returncode == 0, (entry, done.stderr)
+        names = ("benchmark_metrics.json", "training_summary.json")
+        documents = [read_json(script.directory / entry / name) for name in names]
+        found[entry] = [sorted(keys_of(document)) for document in documents]
+        assert documents[0]["total_updates"] > 0
+        (logs,) = (script.directory / entry / "logs").iterdir()
+        own = IMPALA_KEYS if "impala" in entry else PPO_KEYS
+        for row in read_lines(logs / "metrics.jsonl"):
+            assert set(row) >= (ROW_KEYS - PPO_KEYS) | own, entry
+    for entry, keys in found.items():
+        assert keys == found["train_timed.py"], entry
 
 
 @pytest.fixture(scope="module")

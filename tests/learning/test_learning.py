@@ -28,6 +28,22 @@ def test_cartpole_is_balanced(script, seed, precision):
     assert performance["final_reward"] > 400
 
 
+@pytest.mark.parametrize("entry", ["train_impala_sequential.py", "train_impala_parallel.py"])
+def test_impala_balances_cartpole(script, entry):
+    workers = ("--num-workers", "2") if "parallel" in entry else ()
+    done = script(
+        entry, *COMMON, "--env", "CartPole-v1", "--seed", "1", "--total-timesteps", "200000",
+        "--num-envs", "8", "--n-steps", "64", "--batch-size", "128", "--learning-rate", "2e-3",
+        "--precision", "fp32", "--set", "training.gamma=0.99", "--set", "impala.entropy_coef=0",
+        "--set", "training.normalise_rewards=true", *workers, timeout=110,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    result = read_json(script.directory / "out/benchmark_metrics.json")
+    assert result["performance"]["initial_reward"] < 100
+    assert result["performance"]["final_reward"] > 400
+    assert (result["deliveries"]["policy_lag_mean"] > 0) == ("parallel" in entry)
+
+
 def test_the_identity_environment_is_solved(script):
     # Breaks when: actions, rewards or observations are shifted against each other by one row.
     performance = train(

@@ -13,6 +13,8 @@ from tests.conftest import SMALL, read_json, read_lines
 from tests.process.test_resume import CONSTANT, assert_same, learned, wait_for
 
 SCRIPT = "train_ppo_parallel.py"
+# Both ways of collecting with workers: in lock-step, and ahead of the learner.
+SCRIPTS = {"ppo": SCRIPT, "impala": "train_impala_parallel.py"}
 FLAGS = (*SMALL, *CONSTANT, "--num-workers", "2", "--output-dir", "out", "--save-interval", "0")
 FOREVER = ("--total-timesteps", "1000000000")
 ENVS = ("toy-counting", "coinrun")
@@ -34,30 +36,45 @@ def are_gone(processes, seconds):
     return [p for p in alive if p.status() != psutil.STATUS_ZOMBIE] == []
 
 
+def logs_of(script):
+    """Of either algorithm."""
+    return next((script.directory / "out/logs").glob("*_Parallel"), script.directory / "nowhere")
+
+
 def rows(script):
-    path = script.directory / "out/logs/PPO_Parallel/metrics.jsonl"
+    path = logs_of(script) / "metrics.jsonl"
     return len(path.read_text().splitlines()) if path.exists() else 0
 
 
 def log_of(script):
-    return (script.directory / "out/logs/PPO_Parallel/run.log").read_text()
+    return (logs_of(script) / "run.log").read_text()
 
 
 def result_of(script):
     return read_json(script.directory / "out/benchmark_metrics.json")
 
 
-def start(script, env, *flags):
+def checkpoints_of(script, algorithm="ppo"):
+    return CheckpointDirectory(script.directory / "out/checkpoints", f"{algorithm}_parallel")
+
+
+def flags_for(algorithm):
+    epochs = FLAGS.index("--n-epochs")  # IMPALA has one pass
+    return FLAGS if algorithm == "ppo" else FLAGS[:epochs] + FLAGS[epochs + 2 :]
+
+
+def start(script, env, *flags, algorithm="ppo"):
     shared_memory = sorted(os.listdir("/dev/shm"))
-    process = script.start(SCRIPT, "--env", env, *FLAGS, *flags)
+    process = script.start(SCRIPTS[algorithm], "--env", env, *flags_for(algorithm), *flags)
     wait_for(lambda: rows(script) >= 2, process)
     assert sorted(os.listdir("/dev/shm")) == shared_memory, "shared memory has no names"
     return process
 
 
+@pytest.mark.parametrize("algorithm", SCRIPTS)
 @pytest.mark.parametrize("env", ENVS)
-def test_a_killed_worker_is_noticed_replaced_and_counted(script, env):
-    process = start(script, env, *FOREVER)
+def test_a_killed_worker_is_noticed_replaced_and_counted(script, env, algorithm):
+    process = start(script, env, *FOREVER, algorithm=algorithm)
     victim = workers_of(process)[1].pid
     os.kill(victim, signal.SIGKILL)
     message = f"worker 1 (pid {victim}) was killed by SIGKILL, possibly out of memory"
@@ -77,9 +94,11 @@ def test_a_killed_worker_is_noticed_replaced_and_counted(script, env):
     assert result["cpu_plan"]["num_workers"] == 2
 
 
+@pytest.mark.parametrize("algorithm", SCRIPTS)
 @pytest.mark.parametrize("env", ENVS)
-def test_without_a_restart_left_the_state_is_saved_and_the_run_resumes(script, env):
-    process = start(script, env, *FOREVER, "--set", "parallel.restart_budget=0")
+def test_without_a_restart_left_the_state_is_saved_and_the_run_resumes(script, env, algorithm):
+    no_restart = ("--set", "parallel.restart_budget=0")
+    process = start(script, env, *FOREVER, *no_restart, algorithm=algorithm)
     left = descendants(process)
     os.kill(workers_of(process)[0].pid, signal.SIGKILL)
     _, err = process.communicate(timeout=30)
@@ -89,10 +108,10 @@ def test_without_a_restart_left_the_state_is_saved_and_the_run_resumes(script, e
     assert are_gone(left, 10)
     result = result_of(script)
     assert result["status"] == "failed"
-    newest = CheckpointDirectory(script.directory / "out/checkpoints", "ppo_parallel").newest()
+    newest = checkpoints_of(script, algorithm).newest()
     assert newest[1]["timesteps"] == result["total_timesteps"] > 0
     total = str(result["total_timesteps"] + 128)
-    done = script(SCRIPT, "--output-dir", "out", "--resume", "--total-timesteps", total)
+    done = script(SCRIPTS[algorithm], "--output-dir", "out", "--resume", "--total-timesteps", total)
     assert done.returncode == 0, done.stderr
     assert "their episodes start anew" in done.stderr
     assert result_of(script)["status"] == "completed"
@@ -110,9 +129,10 @@ def test_without_a_restart_left_the_state_is_saved_and_the_run_resumes(script, e
         ),
     ],
 )
-def test_a_failing_environment_is_named(script, env, message, restarts):
-    flags = (*FOREVER, "--set", "parallel.restart_budget=2")
-    done = script(SCRIPT, "--env", env, *FLAGS, *flags, timeout=60)
+@pytest.mark.parametrize("algorithm", SCRIPTS)
+def test_a_failing_environment_is_named(script, env, message, restarts, algorithm):
+    flags = (*flags_for(algorithm), *FOREVER, "--set", "parallel.restart_budget=2")
+    done = script(SCRIPTS[algorithm], "--env", env, *flags, timeout=60)
     assert done.returncode == 1
     assert re.search(message, done.stderr), done.stderr
     assert "Traceback" not in done.stderr
@@ -122,9 +142,11 @@ def test_a_failing_environment_is_named(script, env, message, restarts):
     assert result["worker_restarts"] == restarts
 
 
-def test_a_hung_environment_leaves_its_stack(script):
+@pytest.mark.parametrize("algorithm", SCRIPTS)
+def test_a_hung_environment_leaves_its_stack(script, algorithm):
     flags = ("--set", "parallel.silence_limit_seconds=2", "--set", "parallel.restart_budget=0")
-    done = script(SCRIPT, "--env", "toy-hanging", *FLAGS, *FOREVER, *flags, timeout=60)
+    flags = (*flags_for(algorithm), *FOREVER, *flags)
+    done = script(SCRIPTS[algorithm], "--env", "toy-hanging", *flags, timeout=60)
     assert done.returncode == 1
     assert "gave no sign of life for 2 s and was ended; its stack is in 'out/logs" in done.stderr
     assert "toy.py" in log_of(script)
@@ -137,17 +159,17 @@ def test_a_worker_that_does_not_start_is_named(script):
     assert len(done.stderr.splitlines()) == 1
 
 
+@pytest.mark.parametrize("algorithm", SCRIPTS)
 @pytest.mark.parametrize("env", ENVS)
-def test_nothing_outlives_a_killed_main_process(script, env):
-    process = start(script, env, "--save-interval", "1", *FOREVER)
+def test_nothing_outlives_a_killed_main_process(script, env, algorithm):
+    process = start(script, env, "--save-interval", "1", *FOREVER, algorithm=algorithm)
     left = descendants(process)
     assert len(left) >= 4, "two workers, the fork server, the resource tracker"
     process.kill()
     process.communicate(timeout=10)
     assert are_gone(left, 5)
-    directory = CheckpointDirectory(script.directory / "out/checkpoints", "ppo_parallel")
-    total = str(directory.newest()[1]["timesteps"] + 128)
-    done = script(SCRIPT, "--output-dir", "out", "--resume", "--total-timesteps", total)
+    total = str(checkpoints_of(script, algorithm).newest()[1]["timesteps"] + 128)
+    done = script(SCRIPTS[algorithm], "--output-dir", "out", "--resume", "--total-timesteps", total)
     assert done.returncode == 0, done.stderr
 
 
@@ -180,6 +202,30 @@ def test_a_signal_to_every_process_saves_and_resumes_exactly(script, env, signum
     assert_same(
         learned(script.directory, "whole", **names), learned(script.directory, "out", **names)
     )
+
+
+@pytest.mark.parametrize("env", ENVS)
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_saves_what_actors_collected_ahead(script, env, signum, code):
+    process = start(script, env, *FOREVER, algorithm="impala")
+    left = descendants(process)
+    for target in (*left, process):
+        target.send_signal(signum)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == code, err
+    assert "killed" not in err
+    assert are_gone(left, 10)
+    result = result_of(script)
+    assert result["status"] == "interrupted"
+    _, saved = checkpoints_of(script, "impala").newest()
+    assert len(saved["source"]["finished"]) == 2, "a block of each actor"
+    total = str(result["total_timesteps"] + 128)
+    done = script(SCRIPTS["impala"], "--resume", "--output-dir", "out", "--total-timesteps", total)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    _, final = checkpoints_of(script, "impala").newest()
+    assert final["agent"]["updates"] == final["recorder"]["counters"]["updates"]
+    assert final["timesteps"] == int(total)
 
 
 def test_a_second_signal_ends_busy_workers_too(script):
@@ -256,7 +302,7 @@ def test_a_replacement_that_does_not_start_saves_what_was_learned(script):
     _, err = process.communicate(timeout=30)
     assert process.returncode == 1
     assert re.search(r"error: worker 0 .*; its replacement did not start: .* in a bad mood", err)
-    newest = CheckpointDirectory(script.directory / "out/checkpoints", "ppo_parallel").newest()
+    newest = checkpoints_of(script).newest()
     assert newest[1]["timesteps"] == result_of(script)["total_timesteps"] > 0
 
 

@@ -116,3 +116,17 @@ def test_observations_that_are_not_finite_stop_the_run():
     source = SequentialSource([make_worker("toy-nan", 2, n_steps=60)])
     with pytest.raises(TrainingError, match=r"update 1: .*NaN or infinite"):
         source.next_batch()
+
+
+def test_discounted_returns_begin_anew_with_each_episode():
+    # Breaks when: an end does not reset the sum, or a rollout's beginning does.
+    source = SequentialSource([make_worker("toy-counting", 5)])
+    running = np.zeros(5)
+    for _ in range(3):
+        trajectory = source.next_batch()
+        ended = (trajectory.terminated | trajectory.truncated).numpy()
+        for t in range(STEPS):
+            running = running * 0.99 + trajectory.rewards[t].numpy()
+            np.testing.assert_allclose(trajectory.discounted_returns[t].numpy(), running, rtol=1e-6)
+            running[ended[t]] = 0.0
+    assert ended.any()
