@@ -113,7 +113,7 @@ class ImpalaConfig:
     rmsprop_eps: float = setting(1e-3, "what RMSProp adds to its divisor", above=0.0)
     entropy_coef: float = setting(0.01, "weight of the entropy bonus", minimum=0.0)
     value_coef: float = setting(0.5, "weight of the value loss", minimum=0.0)
-    max_grad_norm: float = setting(40.0, "largest norm of the gradient", above=0.0)
+    max_grad_norm: float = setting(0.5, "largest norm of the gradient", above=0.0)
 
 
 @dataclass(frozen=True)

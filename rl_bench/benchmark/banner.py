@@ -21,7 +21,9 @@ def banner(mode: Mode, config: Config, plan: CpuPlan, paths: RunPaths) -> tuple[
             "leave %s out for the best number",
             plan.threads_at_once,
             plan.usable_cores,
-            "--num-workers" if plan.num_workers > plan.usable_cores else "--num-threads",
+            "--num-workers"
+            if plan.num_workers + plan.overlapped > plan.usable_cores
+            else "--num-threads",
         )
     budget = (
         f"Duration: {training.duration_hours:g} hours"

@@ -97,8 +97,7 @@ class ActorSource:
 
     def _ask(self, index: int) -> None:
         self._collecting.discard(index)
-        block = self._turns[index]
-        self.crew.ask_to_collect(index, NEWEST, block=block, collecting=self._collecting)
+        self.crew.ask_to_collect(index, NEWEST, block=self._turns[index])
         self._collecting.add(index)
 
     def _next_finished(self, delivery: Delivery) -> tuple[int, Collected]:
@@ -108,7 +107,7 @@ class ActorSource:
                 self._take(self.crew.next_collected(self._collecting))
             except WorkerLost as lost:
                 self._collecting.discard(lost.worker)
-                self.crew.replace(lost, self._collecting)
+                self.crew.replace(lost)
                 self._ask(lost.worker)
         delivery.learner_waiting_seconds += time.monotonic() - started
         return self._finished.popleft()

@@ -46,9 +46,9 @@ class Crew:
         return len(self.pool)
 
     def ask_to_collect(
-        self, index: int, version: int, *, block: int = 0, collecting: Iterable[int]
+        self, index: int, version: int, *, block: int = 0, collecting: Iterable[int] = ()
     ) -> None:
-        """Ask a worker, or whoever replaces it; `collecting` are those at work meanwhile."""
+        """Ask a worker, or whoever replaces it; `collecting` as in `replace`."""
         while True:
             try:
                 return self.pool.ask(index, "collect", version, block)
@@ -70,8 +70,11 @@ class Crew:
         self._seconds["inference"] += collected.inference_seconds / len(self)
         return index, collected
 
-    def replace(self, lost: WorkerLost, collecting: Iterable[int]) -> None:
-        """Put another worker in its place. Raises: WorkerLost when there cannot be one."""
+    def replace(self, lost: WorkerLost, collecting: Iterable[int] = ()) -> None:
+        """Put another worker in its place; if there cannot be one, let those `collecting` finish.
+
+        Raises: WorkerLost when there cannot be one.
+        """
         while True:
             if self._budget == 0:
                 self._let_finish(collecting)

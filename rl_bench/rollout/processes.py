@@ -189,6 +189,7 @@ class WorkerPool:
         waiting = [self._workers[index] for index in sorted(among)]
         for worker in waiting:
             self._require_alive(worker)
+            assert worker.state is State.BUSY, (worker.name, worker.state)
             if worker.deadline is None:
                 self._note_life(worker)
         return waiting
