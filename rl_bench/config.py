@@ -7,13 +7,8 @@ one. A checkpoint and `config.yaml` hold the resolved form of this.
 from __future__ import annotations
 
 import dataclasses
-import math
 from dataclasses import dataclass, field
 from typing import Any
-
-from rl_bench.errors import ConfigError
-
-DEFAULT_NUM_ENVS = 32
 
 
 def setting(
@@ -61,8 +56,10 @@ class TrainingConfig:
     duration_hours: float = setting(
         1.0, "wall-clock budget in hours (runs that stop on the clock)", above=0.0
     )
-    batch_size: int = setting(1024, "timesteps per minibatch", minimum=2)
-    n_epochs: int = setting(4, "passes over each rollout", minimum=1)
+    batch_size: int = setting(
+        1024, "timesteps per minibatch; IMPALA: of whole trajectories", minimum=2
+    )
+    n_epochs: int = setting(4, "passes over each rollout (PPO)", minimum=1)
     learning_rate: float = setting(5e-4, "step size of the optimiser", above=0.0)
     lr_schedule: str = setting(
         "linear",
@@ -70,10 +67,10 @@ class TrainingConfig:
         choices=("linear", "constant"),
     )
     gamma: float = setting(0.999, "discount per step", minimum=0.0, maximum=1.0)
-    gae_lambda: float = setting(0.95, "decay of the GAE trace", minimum=0.0, maximum=1.0)
+    gae_lambda: float = setting(0.95, "decay of the GAE trace (PPO)", minimum=0.0, maximum=1.0)
     clip_range: float = setting(0.2, "PPO's clip range of the probability ratio", above=0.0)
-    clip_value_loss: bool = setting(True, "clip the values by clip_range too")
-    normalise_advantages: bool = setting(True, "per minibatch, to mean 0 and deviation 1")
+    clip_value_loss: bool = setting(True, "clip the values by clip_range too (PPO)")
+    normalise_advantages: bool = setting(True, "per minibatch, to mean 0 and deviation 1 (PPO)")
     advantage_floor: float | None = setting(
         None,
         "least deviation that advantages are divided by; auto: 0.5 with scaled rewards, else 0",
@@ -85,9 +82,9 @@ class TrainingConfig:
     target_kl: float | None = setting(
         None, "stop an update's epochs above 1.5 times this KL; none: never", above=0.0
     )
-    ent_coef: float = setting(0.01, "weight of the entropy bonus", minimum=0.0)
-    vf_coef: float = setting(0.5, "weight of the value loss", minimum=0.0)
-    max_grad_norm: float = setting(0.5, "largest norm of the gradient", above=0.0)
+    ent_coef: float = setting(0.01, "weight of the entropy bonus (PPO)", minimum=0.0)
+    vf_coef: float = setting(0.5, "weight of the value loss (PPO)", minimum=0.0)
+    max_grad_norm: float = setting(0.5, "largest norm of the gradient (PPO)", above=0.0)
     log_interval: int = setting(10, "updates between logged rows", minimum=1)
     save_interval: int = setting(100, "updates between checkpoints; 0: only at the end", minimum=0)
     keep_checkpoints: int = setting(
@@ -127,7 +124,7 @@ class ParallelConfig:
         None,
         "updates that the weights behind a trajectory may be old when it is learned from; what is "
         "older is dropped and counted; 0: workers wait for the newest; auto: 0 for PPO, which "
-        "needs it, 8 for IMPALA",
+        "needs it, and on one core, else 8",
         minimum=0,
     )
     gradient: str = setting(
@@ -204,82 +201,3 @@ class Config:
             self,
             **{s: dataclasses.replace(getattr(self, s), **kv) for s, kv in sections.items()},
         )
-
-
-def share_out_environments(config: Config, *, cores: int) -> Config:
-    """Settle `workers × environments per worker = environments in all`.
-
-    What is not given follows from the rest; workers never exceed `cores` of their own accord.
-    Raises: ConfigError when what is given does not agree.
-    """
-    total = config.training.num_envs
-    workers, each = config.parallel.num_workers, config.parallel.num_envs_per_worker
-    if each is not None:
-        workers = workers or (total // each if total and total >= each else cores)
-        wanted = total or workers * each
-    else:
-        wanted = total or DEFAULT_NUM_ENVS
-        workers = workers or max(n for n in range(1, cores + 1) if wanted % n == 0)
-        each = max(1, round(wanted / workers)) if total is None else wanted // workers
-        wanted = total or workers * each
-    if workers * each != wanted:
-        raise ConfigError(
-            f"training.num_envs: {wanted} environments in all are not {workers} workers × "
-            f"{each} environments; --num-envs {workers * max(1, each)} would be"
-        )
-    return config.replace(
-        training__num_envs=wanted,
-        parallel__num_workers=workers,
-        parallel__num_envs_per_worker=each,
-    )
-
-
-DEFAULT_POLICY_LAG = {"ppo": 0, "impala": 8}
-
-
-def settle_policy_lag(config: Config, algorithm: str) -> Config:
-    """How old data may be, and that weights are published often enough for it.
-
-    Raises: ConfigError.
-    """
-    lag, frequency = config.parallel.max_policy_lag, config.parallel.policy_update_frequency
-    if lag is None:
-        lag = DEFAULT_POLICY_LAG[algorithm]
-    if algorithm == "ppo" and lag > 0:
-        raise ConfigError(
-            f"parallel.max_policy_lag: {lag} lets workers act with old weights; PPO needs 0"
-        )
-    if frequency > max(1, lag):
-        what = "PPO needs 1" if algorithm == "ppo" else f"max_policy_lag is {lag}"
-        raise ConfigError(
-            f"parallel.policy_update_frequency: {frequency} leaves workers with older weights "
-            f"than can be learned from; {what}"
-        )
-    return config.replace(parallel__max_policy_lag=lag)
-
-
-def check_gradient(config: Config, cores: int) -> None:
-    """Raises: ConfigError."""
-    if config.parallel.gradient == "sharded" and cores == 1:
-        raise ConfigError(
-            "parallel.gradient: 'sharded' needs two threads at least; raise --num-threads from 1 "
-            "or choose 'central'"
-        )
-
-
-def check_batches(config: Config) -> None:
-    """PPO's minibatches must share a rollout out evenly. Raises: ConfigError."""
-    training = config.training
-    assert training.num_envs is not None, "it is settled before"
-    rollout = training.n_steps * training.num_envs
-    if rollout % training.batch_size == 0:
-        return
-    small = [n for n in range(1, math.isqrt(rollout) + 1) if rollout % n == 0]
-    divisors = [n for n in small + [rollout // n for n in small] if n >= 2]
-    nearest = min(divisors, key=lambda n: abs(n - training.batch_size), default=None)
-    hint = f"--batch-size {nearest}" if nearest else "none; raise --n-steps or --num-envs"
-    raise ConfigError(
-        f"training.batch_size: {training.batch_size} does not divide the rollout of {rollout} "
-        f"timesteps ({training.n_steps} steps × {training.num_envs} environments); "
-        f"the nearest that does: {hint}"
-    )

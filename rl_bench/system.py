@@ -80,9 +80,7 @@ def plan_actors(num_threads: int, num_actors: int, *, most_shares: int) -> CpuPl
     """A thread for each actor and what is left, one at least, for the learner beside them."""
     learner_threads = max(1, num_threads - num_actors)
     shares = min(num_actors + 1, most_shares)
-    return CpuPlan(
-        usable_cores(), num_actors, 1, 0, learner_threads, shares, overlapped=num_actors > 0
-    )
+    return CpuPlan(usable_cores(), num_actors, 1, 0, learner_threads, shares, overlapped=True)
 
 
 def usable_cores() -> int:

@@ -20,7 +20,7 @@ RETURN_DISCOUNT = 0.99
 
 @dataclass
 class EpisodeStats:
-    """Every episode that finished: worker by worker, each in the order of time, then environment.
+    """Every episode that finished: block by block, each in the order of time, then environment.
 
     Shapes: both lists have one entry per episode. `returns` are sums of raw rewards,
     `lengths` are timesteps.

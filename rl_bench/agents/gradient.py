@@ -19,12 +19,17 @@ Metrics = dict[str, float]
 # What an agent works out of a trajectory before its first minibatch, by name.
 Prepared = Mapping[str, torch.Tensor]
 WHOLE = slice(None)
+# Rows that go through the network at once. More of them fall out of the caches.
+PIECE_ROWS = 512
 
 
 class Objective(Protocol):
     """The loss of a minibatch, or of a share of one."""
 
     net: ActorCritic
+
+    def piece(self, batch: Any) -> int:
+        """How many of a minibatch's indices are worth computing at once; fewer cost more each."""
 
     def batch(self, trajectory: Trajectory, prepared: Prepared) -> Any:
         """What the minibatches are taken from; views on the memory of its arguments."""

@@ -8,16 +8,20 @@ from collections.abc import Iterator
 
 import torch
 
-from rl_bench.agents.gradient import WHOLE, Gradient, Metrics, Prepared, split_evenly
+from rl_bench.agents.gradient import (
+    PIECE_ROWS,
+    WHOLE,
+    Gradient,
+    Metrics,
+    Prepared,
+    split_evenly,
+)
 from rl_bench.agents.learner import Learner
 from rl_bench.config import ImpalaConfig, TrainingConfig
 from rl_bench.nets import ActorCritic
 from rl_bench.ops.losses import approximate_kl
 from rl_bench.ops.returns import vtrace
 from rl_bench.types import Trajectory
-
-# Rows that go through the network at once. More of them fall out of the caches.
-PIECE_ROWS = 512
 
 
 class VTraceObjective:
@@ -30,15 +34,18 @@ class VTraceObjective:
     def __init__(self, net: ActorCritic, config: ImpalaConfig, training: TrainingConfig) -> None:
         self.net, self.config, self.gamma = net, config, training.gamma
 
+    def piece(self, batch: Trajectory) -> int:
+        return max(1, PIECE_ROWS // batch.n_steps)
+
     def batch(self, trajectory: Trajectory, prepared: Prepared) -> Trajectory:
         return dataclasses.replace(trajectory, rewards=prepared["rewards"])
 
     def backward(self, batch: Trajectory, index: torch.Tensor, share: slice = WHOLE) -> Metrics:
         """Add the gradient of the environments `index[share]` to the parameters, in pieces."""
         environments = index[share]
-        pieces = math.ceil(len(environments) * batch.n_steps / PIECE_ROWS)
         sums: Metrics = {}
-        for piece in split_evenly(len(environments), min(pieces, len(environments))):
+        pieces = math.ceil(len(environments) / self.piece(batch))
+        for piece in split_evenly(len(environments), pieces):
             chosen = environments[piece]
             weight = len(chosen) / len(index)
             losses = self.losses(batch.select(chosen))

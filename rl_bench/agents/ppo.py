@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from rl_bench.agents.gradient import WHOLE, Gradient, Metrics, Prepared
+from rl_bench.agents.gradient import PIECE_ROWS, WHOLE, Gradient, Metrics, Prepared
 from rl_bench.agents.learner import Learner
 from rl_bench.config import TrainingConfig
 from rl_bench.nets import ActorCritic
@@ -52,6 +52,9 @@ class ClippedObjective:
 
     def __init__(self, net: ActorCritic, config: TrainingConfig) -> None:
         self.net, self.config = net, config
+
+    def piece(self, batch: Batch) -> int:
+        return PIECE_ROWS
 
     def batch(self, trajectory: Trajectory, prepared: Prepared) -> Batch:
         return Batch.of(trajectory, prepared["advantages"], prepared["returns"])

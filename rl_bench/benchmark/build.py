@@ -12,7 +12,7 @@ import torch
 from rl_bench import fork_server, system
 from rl_bench.agents.base import Agent
 from rl_bench.agents.gradient import Gradient, Objective
-from rl_bench.agents.impala import IMPALA, PIECE_ROWS, VTraceObjective
+from rl_bench.agents.impala import IMPALA, VTraceObjective
 from rl_bench.agents.ppo import PPO, ClippedObjective
 from rl_bench.benchmark.mode import Mode
 from rl_bench.config import Config, EnvConfig
@@ -27,8 +27,9 @@ from rl_bench.envs import (
 from rl_bench.nets import ActorCritic
 from rl_bench.rollout.actors import ActorSource
 from rl_bench.rollout.crew import Crew
+from rl_bench.rollout.handle import TimeLimits
 from rl_bench.rollout.parallel import ParallelSource
-from rl_bench.rollout.processes import TimeLimits, WorkerPool
+from rl_bench.rollout.processes import WorkerPool
 from rl_bench.rollout.sequential import SequentialSource
 from rl_bench.rollout.service import PublishedWeights, RolloutService
 from rl_bench.rollout.serving import Service
@@ -115,8 +116,7 @@ def _in_worker_processes(
                 pool,
                 memory.update,
                 idle=source.idle if isinstance(source, ActorSource) else lambda: helpers,
-                # Where helpers come and go, no share is larger than what they compute at once.
-                largest=max(1, PIECE_ROWS // config.training.n_steps) if plan.overlapped else None,
+                finely=plan.overlapped,
             )
         agent = make_agent(net, config, mode, gradient)
     except BaseException:
@@ -127,15 +127,15 @@ def _in_worker_processes(
 
 
 def _make_source(config: Config, crew: Crew, memory: SharedMemory) -> ParallelSource | ActorSource:
-    lag = config.parallel.max_policy_lag
-    if not memory.blocks or not lag:
+    if not memory.blocks:
         return ParallelSource(crew, Trajectory.of(memory.batch), memory.weights)
+    assert config.parallel.max_policy_lag is not None, "it is settled before"
     return ActorSource(
         crew,
         [Trajectory.of(blocks) for blocks in memory.blocks],
         Trajectory.of(memory.batch),
         memory.weights,
-        max_policy_lag=lag,
+        max_policy_lag=config.parallel.max_policy_lag,
         policy_update_frequency=config.parallel.policy_update_frequency,
     )
 
@@ -160,7 +160,8 @@ class SharedMemory:
         update = None
         weights = PublishedWeights(net.state_dict())
         batch = allocate_trajectory(config)
-        blocks = tuple(allocate_trajectory(config) for _ in range(2 * plan.overlapped))
+        turns = 2 if plan.overlapped else 0
+        blocks = tuple(allocate_trajectory(config) for _ in range(turns))
         if plan.gradient_shares > 1:
             update = SharedUpdate.allocate(
                 net,

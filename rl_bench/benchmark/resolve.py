@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from rl_bench import system
 from rl_bench.benchmark.mode import Mode
-from rl_bench.config import (
-    Config,
+from rl_bench.config import Config
+from rl_bench.config_rules import (
     check_batches,
     check_gradient,
+    check_vtrace,
     settle_policy_lag,
     share_out_environments,
 )
@@ -23,15 +24,16 @@ def resolve(config: Config, mode: Mode) -> Config:
     check_spaces(*check_env(config.env), config.model.encoder)
     cores = config.hardware.num_threads or system.usable_cores()
     if mode.rollouts == "parallel":
-        config = settle_policy_lag(config, mode.algorithm)
+        config = settle_policy_lag(config, mode.algorithm, cores=cores)
         # Actors that run ahead leave a core to the learner.
         most = max(1, cores - 1) if config.parallel.max_policy_lag else cores
         config = share_out_environments(config, cores=most)
     elif config.training.num_envs is None:
         total = share_out_environments(config, cores=1).training.num_envs
         config = config.replace(training__num_envs=total)
-    if mode.algorithm == "ppo":
-        check_batches(config)
+    # IMPALA's minibatches are whole trajectories.
+    check_batches(config, unit=config.training.n_steps if mode.algorithm == "impala" else 1)
+    check_vtrace(config)
     check_gradient(config, cores)
     normalise = config.training.normalise_rewards
     if normalise is None:

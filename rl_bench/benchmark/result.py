@@ -156,7 +156,8 @@ def _busy(run: Measured, seconds: float) -> dict[str, float | None]:
     learner_waiting = run.recorder.deliveries.learner_waiting_seconds
     return {
         "learner": 1.0 - learner_waiting / seconds,
-        "workers": 1.0 - run.worker_seconds["waiting"] / seconds,
+        # In a run of a moment what they waited before the window opened may be longer than it.
+        "workers": max(0.0, 1.0 - run.worker_seconds["waiting"] / seconds),
     }
 
 

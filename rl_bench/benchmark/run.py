@@ -20,7 +20,7 @@ from rl_bench.config_files import Layer, to_yaml
 from rl_bench.errors import RlBenchError, StorageError, TrainingError
 from rl_bench.interrupts import Interrupted, SignalGuard
 from rl_bench.monitor import ResourceMonitor
-from rl_bench.rollout.processes import WorkerLost
+from rl_bench.rollout.handle import WorkerLost
 from rl_bench.training import checkpoint
 from rl_bench.training.console import Console
 from rl_bench.training.loop import train

@@ -9,18 +9,31 @@ dropped, and counted.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 
+from rl_bench.errors import RlBenchError
 from rl_bench.rollout.crew import Crew
-from rl_bench.rollout.processes import WorkerLost
+from rl_bench.rollout.handle import WorkerLost
 from rl_bench.rollout.service import NEWEST, Collected, PublishedWeights
 from rl_bench.types import Delivery, EpisodeStats, Trajectory
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Finished:
+    """A block that an actor has finished and nobody has learned from."""
+
+    actor: int
+    collected: Collected
+    block: Trajectory
 
 
 class ActorSource:
@@ -44,86 +57,94 @@ class ActorSource:
     ) -> None:
         self.crew, self.weights = crew, weights
         self.trajectory = batch
-        self._each = batch.num_envs // len(crew)
-        self._blocks = [
-            [self._columns(whole, index) for whole in blocks] for index in range(len(crew))
-        ]
+        each = batch.num_envs // len(crew)
+        places = [slice(i * each, (i + 1) * each) for i in range(len(crew))]
+        self._places = [batch.columns(place.start, place.stop) for place in places]
+        self._blocks = [[b.columns(p.start, p.stop) for b in blocks] for p in places]
         self._turns = [0] * len(crew)  # which of its blocks each writes, or has written
         self._max_policy_lag = max_policy_lag
         self._policy_update_frequency = policy_update_frequency
         self._updates = 0
         self._has_published = False
         self._collecting: set[int] = set()
-        self._finished: deque[tuple[int, Collected]] = deque()  # in the order of arrival
+        self._waiting: set[int] = set()  # until their finished block is taken
+        self._finished: deque[Finished] = deque()  # in the order of their ends
+        self._taken: list[Finished] = []  # into a batch that is not complete
 
     @property
     def restarts(self) -> int:
         return self.crew.restarts
 
     def next_batch(self) -> Trajectory:
-        episodes = EpisodeStats()
-        delivery = Delivery()
-        free = set(range(len(self.crew)))  # places of the batch
-        self._ask_idle()
+        episodes, delivery = EpisodeStats(), Delivery()
+        free = list(range(len(self.crew)))  # places of the batch
+        self._ask_those_without_work()
         while free:
-            index, collected = self._next_finished(delivery)
-            episodes.extend(collected.episodes)
-            block = self._block(index)
-            self._turns[index] ^= 1
-            self._ask(index)
+            finished = self._next_finished(delivery)
+            self._taken.append(finished)
+            collected, block = finished.collected, finished.block
             assert (block.policy_version == collected.version).all(), "a block was not written"
+            episodes.extend(collected.episodes)
+            self._let_go_on(finished.actor)
             if self._updates - collected.version > self._max_policy_lag:
                 delivery.dropped_timesteps += block.timesteps
-            else:
-                place = index if index in free else min(free)
-                free.remove(place)
-                self._columns(self.trajectory, place).copy_(block)
-                delivery.queue_ages.append(time.monotonic() - collected.finished_at)
+                self._taken.pop()
+                continue
+            place = finished.actor if finished.actor in free else free[0]
+            free.remove(place)
+            self._places[place].copy_(block)
+            self._taken[-1] = replace(finished, block=self._places[place])
+            delivery.queue_ages.append(time.monotonic() - collected.finished_at)
+        self._taken.clear()
         self.trajectory.episodes, self.trajectory.delivery = episodes, delivery
         return self.trajectory
 
-    def _block(self, index: int) -> Trajectory:
-        return self._blocks[index][self._turns[index]]
+    def _let_go_on(self, actor: int) -> None:
+        """Its block is being taken: it can begin the next one in the other."""
+        if actor in self._waiting:
+            self._waiting.remove(actor)
+            self._turns[actor] ^= 1
+            self._ask(actor)
 
-    def _columns(self, trajectory: Trajectory, place: int) -> Trajectory:
-        return trajectory.columns(place * self._each, (place + 1) * self._each)
+    def _ask_those_without_work(self) -> None:
+        """They have just been made, or put in the place of one that was lost meanwhile."""
+        for actor in set(range(len(self.crew))) - self._collecting - self._waiting:
+            self._ask(actor)
 
-    def _ask_idle(self) -> None:
-        """Those that have just been made, and those that were lost during the update."""
-        waiting = {index for index, _ in self._finished}
-        for index in range(len(self.crew)):
-            if index not in self._collecting and index not in waiting:
-                self._ask(index)
+    def _ask(self, actor: int) -> None:
+        self.crew.ask_to_collect(actor, NEWEST, block=self._turns[actor])
+        self._collecting.add(actor)
 
-    def _ask(self, index: int) -> None:
-        self._collecting.discard(index)
-        self.crew.ask_to_collect(index, NEWEST, block=self._turns[index])
-        self._collecting.add(index)
-
-    def _next_finished(self, delivery: Delivery) -> tuple[int, Collected]:
+    def _next_finished(self, delivery: Delivery) -> Finished:
         started = time.monotonic()
         while not self._finished:
             try:
-                self._take(self.crew.next_collected(self._collecting))
+                self._ask_those_without_work()
+                self._note(self.crew.next_collected(self._collecting))
             except WorkerLost as lost:
                 self._collecting.discard(lost.worker)
                 self.crew.replace(lost)
-                self._ask(lost.worker)
         delivery.learner_waiting_seconds += time.monotonic() - started
+        self.idle()
         return self._finished.popleft()
 
-    def _take(self, reply: tuple[int, Collected]) -> None:
-        self._collecting.remove(reply[0])
-        self._finished.append(reply)
+    def _note(self, *replies: tuple[int, Collected]) -> None:
+        for actor, collected in sorted(replies, key=lambda reply: reply[1].finished_at):
+            self._collecting.remove(actor)
+            self._waiting.add(actor)
+            block = self._blocks[actor][self._turns[actor]]
+            self._finished.append(Finished(actor, collected, block))
 
-    def idle(self) -> Sequence[int]:
-        """Actors that have nothing to collect into until the next batch is taken."""
+    def idle(self) -> Collection[int]:
+        """Actors that have nothing to collect into until their finished block is taken."""
+        replies: list[tuple[int, Collected]] = []
         try:
-            while reply := self.crew.collected_by_now(self._collecting):
-                self._take(reply)
+            while reply := self.crew.collected_by_now(self._collecting - {i for i, _ in replies}):
+                replies.append(reply)
         except WorkerLost as lost:  # it is replaced before the next batch
             self._collecting.discard(lost.worker)
-        return [index for index, _ in self._finished]
+        self._note(*replies)
+        return self._waiting
 
     def publish(self, weights: Mapping[str, torch.Tensor], *, version: int) -> None:
         """Every `policy_update_frequency` updates; the first ones at once."""
@@ -143,29 +164,37 @@ class ActorSource:
 
     def state_dict(self) -> dict[str, Any]:
         """Once all have finished what they collect, with the blocks that nobody learned from."""
-        while self._collecting:
+        failed = set()
+        self.idle()
+        for actor in sorted(self._collecting):
             try:
-                self._take(self.crew.next_collected(self._collecting))
-            except WorkerLost as lost:
-                self._collecting.discard(lost.worker)
-        finished = [
-            {"worker": index, "collected": asdict(collected), "block": self._copy_of_block(index)}
-            for index, collected in self._finished
-        ]
-        return {**self.crew.state_dict(), "finished": finished}
-
-    def _copy_of_block(self, index: int) -> dict[str, torch.Tensor]:
-        """Of its own memory: saving a view would save all blocks."""
-        return {name: tensor.clone() for name, tensor in self._block(index).tensors().items()}
+                self._note(self.crew.next_collected([actor]))
+            except RlBenchError as error:  # whoever comes back to it will meet it again
+                logger.warning("the environments of worker %d cannot be saved: %s", actor, error)
+                self._collecting.remove(actor)
+                failed.add(actor)
+        unlearned = [*self._taken, *self._finished]
+        return {
+            **self.crew.state_dict(without=failed),
+            "finished": [_packed(finished) for finished in unlearned],
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.crew.load_state_dict(state)
-        for entry in state["finished"]:
-            collected = dict(entry["collected"])
-            collected["episodes"] = EpisodeStats(**collected["episodes"])
-            collected["finished_at"] = time.monotonic()
-            self._block(entry["worker"]).copy_(Trajectory.of(entry["block"]))
-            self._finished.append((entry["worker"], Collected(**collected)))
+        self._finished.extend(_unpacked(entry) for entry in state.get("finished", ()))
 
     def close(self) -> None:
         self.crew.close()
+
+
+def _packed(finished: Finished) -> dict[str, Any]:
+    """Copies of the tensors: saving a view would save all that it is a view of."""
+    tensors = {name: tensor.clone() for name, tensor in finished.block.tensors().items()}
+    return {"actor": finished.actor, "collected": asdict(finished.collected), "block": tensors}
+
+
+def _unpacked(entry: Mapping[str, Any]) -> Finished:
+    collected = dict(entry["collected"])
+    collected["episodes"] = EpisodeStats(**collected["episodes"])
+    collected["finished_at"] = time.monotonic()
+    return Finished(entry["actor"], Collected(**collected), Trajectory.of(entry["block"]))

@@ -11,7 +11,8 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 from rl_bench.errors import RlBenchError
-from rl_bench.rollout.processes import WorkerLost, WorkerPool
+from rl_bench.rollout.handle import WorkerLost
+from rl_bench.rollout.processes import WorkerPool
 from rl_bench.rollout.service import Collected, packed, unpacked
 from rl_bench.rollout.serving import Factory
 from rl_bench.rollout.source import warn_without_snapshots
@@ -40,7 +41,6 @@ class Crew:
         self._budget = restart_budget
         self._unfinished = [0] * len(pool)
         self._seconds = dict.fromkeys(("simulation", "inference", "waiting"), 0.0)
-        self._waited = 0.0
 
     def __len__(self) -> int:
         return len(self.pool)
@@ -111,9 +111,13 @@ class Crew:
         waited = sum(self.pool.waiting_seconds()) / len(self)
         return self._seconds | {"waiting": self._seconds["waiting"] + waited}
 
-    def state_dict(self) -> dict[str, Any]:
-        """Nobody may be collecting. A lost worker has no state: a resume starts it anew."""
-        asked = [self._ask_for_state(index) for index in range(len(self))]
+    def state_dict(self, *, without: Collection[int] = ()) -> dict[str, Any]:
+        """Nobody may be collecting. A worker that is lost, or `without`, has no state.
+
+        A resume starts its environments anew.
+        """
+        everyone = range(len(self))
+        asked = [index not in without and self._ask_for_state(index) for index in everyone]
         return {
             "workers": [
                 self._state_of(i) if was_asked else None for i, was_asked in enumerate(asked)

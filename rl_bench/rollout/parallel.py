@@ -7,6 +7,7 @@ requests: the workers write between `collect` and its reply, the main process on
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -14,9 +15,11 @@ from typing import Any
 import torch
 
 from rl_bench.rollout.crew import Crew
-from rl_bench.rollout.processes import WorkerLost
+from rl_bench.rollout.handle import WorkerLost
 from rl_bench.rollout.service import Collected, PublishedWeights
 from rl_bench.types import Delivery, EpisodeStats, Trajectory
+
+logger = logging.getLogger(__name__)
 
 
 class ParallelSource:
@@ -76,6 +79,11 @@ class ParallelSource:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.crew.load_state_dict(state)
+        if state.get("finished"):
+            logger.warning(
+                "%d blocks that actors had collected ahead are not learned from in lock-step",
+                len(state["finished"]),
+            )
 
     def close(self) -> None:
         self.crew.close()

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import enum
 import logging
 import os
 import pickle
@@ -18,7 +17,6 @@ import signal
 import threading
 import time
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from multiprocessing import connection
 from pathlib import Path
 from typing import Any
@@ -27,6 +25,7 @@ import psutil
 
 from rl_bench import fork_server
 from rl_bench.errors import RlBenchError, WorkerError
+from rl_bench.rollout.handle import RemoteTraceback, State, TimeLimits, Worker, WorkerLost
 from rl_bench.rollout.serving import CLOSE, Factory, serve, signs_of_life
 from rl_bench.rollout.shared_memory import SharedTensors
 from rl_bench.rollout.watching import UNKNOWN_EXIT_CODE, Watcher, ending_of, limit_transfers
@@ -34,52 +33,9 @@ from rl_bench.rollout.watching import UNKNOWN_EXIT_CODE, Watcher, ending_of, lim
 logger = logging.getLogger(__name__)
 
 DUMP_SECONDS = 0.5
-# Woken this long after a deadline, it was the main process that had been stopped.
+# Looking this long after a deadline, it may be the main process that had been stopped or busy:
+# that excuses a worker once.
 LATE_SECONDS = 1.0
-
-
-class State(enum.Enum):
-    STARTING = "starting"
-    READY = "ready"
-    BUSY = "busy"
-    FAILED = "failed"
-    CLOSED = "closed"
-
-
-@dataclass(frozen=True)
-class TimeLimits:
-    """Seconds: until a worker is ready, without a sign of life, for a polite end."""
-
-    start: float = 120.0
-    silence: float = 60.0
-    close: float = 2.0
-
-
-class WorkerLost(WorkerError):
-    """A worker process is gone. `worker` is its index."""
-
-    def __init__(self, worker: int, message: str) -> None:
-        super().__init__(message)
-        self.worker = worker
-
-
-class RemoteTraceback(Exception):
-    """What a worker's traceback said, as the cause of the error that is raised here."""
-
-
-class Worker:
-    """One process as the main process sees it."""
-
-    def __init__(self, index: int, process: Any, pipe: connection.Connection) -> None:
-        self.index, self.process, self.pipe = index, process, pipe
-        self.state = State.STARTING
-        self.deadline: float | None = None  # known once somebody waits
-        self.beats_seen = -1
-        self.cause = ""  # how it ended, once that is known
-
-    @property
-    def name(self) -> str:
-        return f"worker {self.index} (pid {self.process.pid})"
 
 
 class WorkerPool:
@@ -219,8 +175,10 @@ class WorkerPool:
             late = time.monotonic() - worker.deadline
             if late < 0:
                 continue
-            if int(self._signs["beats"][worker.index]) != worker.beats_seen or late > LATE_SECONDS:
+            lives = int(self._signs["beats"][worker.index]) != worker.beats_seen
+            if lives or (late > LATE_SECONDS and not worker.is_excused):
                 self._note_life(worker)
+                worker.is_excused = not lives
                 continue
             self._end_hung(worker, f"gave no sign of life for {self._limits.silence:g} s")
             raise WorkerLost(worker.index, worker.cause)

@@ -18,15 +18,16 @@ from rl_bench.types import EpisodeStats, Trajectory
 
 VERSION = "version"
 NOT_WHOLE = -1
-NEWEST = -1
+NEWEST = -2
 READING_SECONDS = 10.0
 
 
 class PublishedWeights:
     """The acting policy's weights in shared memory, with the version they belong to.
 
-    Two sets take turns, so that a reader of one version is not disturbed by the next one. A set is
-    marked as not whole while it is written: a torn read is noticed, never a silent mixture.
+    Of two sets the older one is overwritten, so that a reader of one version is not disturbed by
+    the next. A set is marked as not whole while it is written: a torn read is noticed, never a
+    silent mixture.
     """
 
     def __init__(self, weights: Mapping[str, torch.Tensor]) -> None:
@@ -35,7 +36,7 @@ class PublishedWeights:
 
     def publish(self, weights: Mapping[str, torch.Tensor], *, version: int) -> None:
         """Write a version, over the last but one."""
-        target = self._sets[version % 2]
+        target = min(self._sets, key=lambda shared: int(shared[VERSION]))
         target[VERSION].fill_(NOT_WHOLE)
         with torch.no_grad():
             for name, tensor in weights.items():
@@ -49,19 +50,17 @@ class PublishedWeights:
         """
         deadline = time.monotonic() + READING_SECONDS
         while True:
-            wanted = self._newest() if version == NEWEST else version
-            source = self._sets[wanted % 2]
-            before = int(source[VERSION])
-            worker.policy.load_weights(source)
-            worker.version = wanted
-            if before == int(source[VERSION]) == wanted:
-                return
+            versions = [int(shared[VERSION]) for shared in self._sets]
+            wanted = max(versions) if version == NEWEST else version
+            if wanted in versions and wanted != NOT_WHOLE:
+                source = self._sets[versions.index(wanted)]
+                worker.policy.load_weights(source)
+                worker.version = wanted
+                if int(source[VERSION]) == wanted:
+                    return
             # A reader of the newest that was overtaken twice while it read takes what is newer.
             if version != NEWEST or time.monotonic() > deadline:
                 raise WorkerError(f"the weights of version {wanted} are not there, or not whole")
-
-    def _newest(self) -> int:
-        return max(int(shared[VERSION]) for shared in self._sets)
 
     def close(self) -> None:
         for shared in self._sets:

@@ -3,7 +3,7 @@
 Knows bytes, shapes and strides, not what they mean. The memory has no name: it is reached through
 a file descriptor only, so it is gone with the last process that holds one, however that ends, and
 the size of /dev/shm does not bound it. Reading while another process writes is prevented by who may
-run when (`parallel.py`), not here.
+run when (`parallel.py`, `actors.py`), not here.
 """
 
 from __future__ import annotations

@@ -20,7 +20,8 @@ import torch
 
 from rl_bench.agents.gradient import Metrics, Objective, Prepared, split_evenly
 from rl_bench.nets import ActorCritic
-from rl_bench.rollout.processes import WorkerLost, WorkerPool
+from rl_bench.rollout.handle import WorkerLost
+from rl_bench.rollout.processes import WorkerPool
 from rl_bench.rollout.serving import Service
 from rl_bench.rollout.shared_memory import SharedTensors
 from rl_bench.types import Trajectory
@@ -106,19 +107,22 @@ class ShardedGradient:
     """The learner's side: hand out shares, compute the others, add them up.
 
     `idle` says which workers of `pool` may be asked now; they must not be asked for anything else
-    before the minibatch is done. What is left is split evenly among those who are free, in shares
-    of `largest` at most: where helpers come and go, nobody waits long for the others. Where all of
-    the same helpers are always free, shares and the order of their sum are always the same.
+    before the minibatch is done. What is left is split evenly among those who are free; `finely`,
+    where helpers come and go, into no more than the objective's piece each, so that nobody waits
+    long for the others. Where all of the same helpers are always free, and not finely, shares and
+    the order of their sum are always the same.
     """
 
     objective: Objective
     pool: WorkerPool
     shared: SharedUpdate
     idle: Callable[[], Collection[int]]
-    largest: int | None = None
+    finely: bool = False
     batch: Any = field(init=False)
+    lost: set[int] = field(init=False)
 
     def begin(self, trajectory: Trajectory, prepared: Prepared) -> None:
+        self.lost = set()  # those of the update before were replaced
         self.batch = self.objective.batch(trajectory, prepared)
         for name, tensor in prepared.items():
             self.shared.prepared[name].copy_(tensor)
@@ -139,10 +143,12 @@ class ShardedGradient:
 
     def _hand_out(self, left: list[slice], asked: dict[int, slice], size: int) -> slice:
         """A share of the last range that is left to each free helper; returns the learner's own."""
-        free = sorted(set(self.idle()).intersection(self.shared.helpers).difference(asked))
+        able = set(self.idle()).intersection(self.shared.helpers).difference(self.lost)
+        free = sorted(able.difference(asked))
         whole = left.pop()
         length = whole.stop - whole.start
-        count = max(1 + len(free), math.ceil(length / (self.largest or length)))
+        largest = self.objective.piece(self.batch) if self.finely else length
+        count = max(1 + len(free), math.ceil(length / largest))
         shares = [
             slice(whole.start + share.start, whole.start + share.stop)
             for share in split_evenly(length, min(count, length))
@@ -154,6 +160,7 @@ class ShardedGradient:
                 self.pool.ask(helper, REQUEST, size, share.start, share.stop)
                 asked[helper] = share
             except WorkerLost:
+                self.lost.add(helper)
                 left.append(share)
         if rest:
             left.append(slice(rest[0].start, rest[-1].stop))
@@ -167,6 +174,7 @@ class ShardedGradient:
             try:
                 reply = (self.pool.next_reply if wait else self.pool.reply_by_now)([helper])
             except WorkerLost:
+                self.lost.add(helper)
                 left.append(asked.pop(helper))
                 continue
             if reply is None:

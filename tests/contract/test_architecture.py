@@ -12,6 +12,7 @@ ALLOWED = {
     "errors": set(),
     "types": set(),
     "config": {"errors"},
+    "config_rules": {"errors", "config"},
     "config_files": {"errors", "config"},
     "storage": {"errors"},
     "streams": set(),
@@ -27,8 +28,8 @@ ALLOWED = {
     "rollout": BASE | {"envs", "nets", "system", "fork_server"},
     "training": BASE | {"nets", "agents", "rollout", "storage", "streams", "monitor"},
     "benchmark": BASE
-    | {"config_files", "storage", "interrupts", "system", "monitor", "fork_server", "envs",
-       "nets", "agents", "rollout", "training"},
+    | {"config_rules", "config_files", "storage", "interrupts", "system", "monitor",
+       "fork_server", "envs", "nets", "agents", "rollout", "training"},
     "cli": {"errors", "config_files", "fork_server", "interrupts", "streams", "envs", "benchmark"},
 }  # fmt: skip
 

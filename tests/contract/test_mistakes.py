@@ -59,10 +59,34 @@ PARALLEL_MISTAKES = {
 }
 
 
-@pytest.mark.parametrize("case", PARALLEL_MISTAKES)
-def test_mistake_with_workers(case, script):
-    args, message = PARALLEL_MISTAKES[case]
-    done = script("train_ppo_parallel.py", *args)
+IMPALA_MISTAKES = {
+    "seldom published": (
+        ["--set", "parallel.policy_update_frequency=9", "--set", "parallel.max_policy_lag=4"],
+        "parallel.policy_update_frequency: 9 leaves workers with older weights than can be "
+        "learned from; raise max_policy_lag from 4",
+    ),
+    "indivisible batch": (
+        ["--batch-size", "1000"],
+        "1000 does not divide the rollout of 4096 timesteps (128 steps × 32 environments) into "
+        "whole trajectories; the nearest that does: --batch-size 1024",
+    ),
+    "parts of trajectories": (["--batch-size", "64"], "the nearest that does: --batch-size 128"),
+    "clips": (
+        ["--set", "impala.vtrace_clip_c_threshold=2"],
+        "2 is above vtrace_clip_rho_threshold",
+    ),
+    "epochs": (["--n-epochs", "4"], "unknown argument '--n-epochs'"),
+}
+
+
+@pytest.mark.parametrize(
+    ("entry", "mistake"),
+    [("train_ppo_parallel.py", mistake) for mistake in PARALLEL_MISTAKES.values()]
+    + [("train_impala_parallel.py", mistake) for mistake in IMPALA_MISTAKES.values()],
+)
+def test_mistake_with_workers(entry, mistake, script):
+    args, message = mistake
+    done = script(entry, *args)
     assert done.returncode == 2, done.stderr
     (line,) = done.stderr.splitlines()
     assert line.startswith("error: ")

@@ -12,7 +12,9 @@ import torch
 from rl_bench.benchmark import build, resolve
 from rl_bench.benchmark.mode import Mode
 from rl_bench.config import Config
+from rl_bench.errors import WorkerError
 from rl_bench.rollout.actors import ActorSource
+from rl_bench.rollout.handle import WorkerLost
 from rl_bench.rollout.service import PublishedWeights
 from rl_bench.types import Trajectory
 
@@ -21,17 +23,17 @@ STEPS = 8
 
 
 def resolved(env="toy-counting", *, workers=3, each=2, **settings):
-    config = Config().replace(
-        env__name=env,
-        env__seed=5,
-        training__n_steps=STEPS,
-        training__batch_size=STEPS * each,
-        parallel__num_workers=workers,
-        parallel__num_envs_per_worker=each,
-        hardware__num_threads=2,
-        **settings,
-    )
-    return resolve.resolve(config, MODE)
+    n_steps = settings.get("training__n_steps", STEPS)
+    given = {
+        "env__name": env,
+        "env__seed": 5,
+        "training__n_steps": STEPS,
+        "training__batch_size": n_steps * each,
+        "parallel__num_workers": workers,
+        "parallel__num_envs_per_worker": each,
+        "hardware__num_threads": 2,
+    }
+    return resolve.resolve(Config().replace(**(given | settings)), MODE)
 
 
 @pytest.fixture
@@ -51,7 +53,8 @@ def make_parts():
 class Streams:
     """Follows every environment's clock from batch to batch."""
 
-    def __init__(self):
+    def __init__(self, steps=STEPS):
+        self.steps = steps
         self.clocks = defaultdict(int)
         self.skipped = 0
         self.blocks = defaultdict(int)
@@ -63,12 +66,13 @@ class Streams:
             stream = obs[0, column, 0]
             start = int(obs[0, column, 1])
             assert start >= self.clocks[stream], "a step came twice, or too late"
-            assert (start - self.clocks[stream]) % STEPS == 0, "blocks join at their ends"
+            assert (start - self.clocks[stream]) % self.steps == 0, "blocks join at their ends"
             self.skipped += start - self.clocks[stream]
             assert (obs[:, column, 0] == stream).all()
-            assert obs[:, column, 1].tolist() == list(range(start, start + STEPS + 1))
-            assert rewards[:, column].tolist() == list(range(start + 1, start + STEPS + 1))
-            self.clocks[stream] = start + STEPS
+            end = start + self.steps
+            assert obs[:, column, 1].tolist() == list(range(start, end + 1))
+            assert rewards[:, column].tolist() == list(range(start + 1, end + 1))
+            self.clocks[stream] = end
             self.blocks[stream] += 1
 
 
@@ -100,24 +104,32 @@ def test_every_step_of_every_stream_arrives_once_and_in_order(make_parts):
 def test_a_slow_actor_does_not_hold_the_others_up(make_parts):
     # Breaks when: a batch needs a block of every actor, or what is too old is learned from, or
     # dropped without being counted.
-    parts = make_parts(resolved(parallel__max_policy_lag=2))
-    streams, slow, dropped = Streams(), pids(parts)[0], 0
-    for update in range(1, 30):
-        if update in (5, 15):
-            os.kill(slow, signal.SIGSTOP if update == 5 else signal.SIGCONT)
-            time.sleep(0.2)
+    parts = make_parts(resolved(parallel__max_policy_lag=2, training__n_steps=2000))
+    streams, slow, dropped, update = Streams(steps=2000), pids(parts)[0], 0, 0
+
+    def turn():
+        nonlocal dropped, update
         trajectory = parts.source.next_batch()
         streams.take(trajectory)
-        lags = update - 1 - trajectory.policy_version
+        lags = update - trajectory.policy_version
         assert (lags >= 0).all()
         assert (lags <= 2).all()
         dropped += trajectory.delivery.dropped_timesteps
+        update += 1
         learn(parts, trajectory, update)
-    streams.blocks, counted = defaultdict(int), streams.blocks
-    while len(streams.blocks) < 6:  # until every stream was seen once more; nothing grows older
-        trajectory = parts.source.next_batch()
-        streams.take(trajectory)
-        dropped += trajectory.delivery.dropped_timesteps
+
+    turn()
+    while 0 in parts.source.idle():  # it waits: soon it collects
+        turn()
+    time.sleep(0.05)  # it has taken up its weights, and has a second of work before it
+    os.kill(slow, signal.SIGSTOP)
+    for _ in range(6):
+        turn()
+    os.kill(slow, signal.SIGCONT)
+    counted = dict(streams.blocks)
+    streams.blocks.clear()
+    while len(streams.blocks) < 6:  # until every stream was seen once more
+        turn()
     assert dropped == streams.skipped > 0, "each dropped step is counted"
     blocks = sorted(counted.values())
     assert blocks[0] < blocks[-1], "the others gave more"
@@ -187,22 +199,89 @@ def test_a_resume_goes_on_where_every_stream_was(make_parts):
         assert len(followed.clocks) == 6
 
 
+def test_an_environment_that_raises_ahead_does_not_keep_the_rest_from_being_saved(
+    make_parts, caplog
+):
+    # Breaks when: saving fails with what an environment raised in a block that nobody has asked
+    # for yet; or saves a snapshot of it that does not fit what it had shown last.
+    parts = make_parts(resolved("toy-crashing", workers=2))
+    source, blocks = parts.source, 0
+    while blocks < 49 // STEPS - 1:
+        trajectory = source.next_batch()
+        blocks = int(trajectory.obs[0, :, 1].max()) // STEPS + 1
+    ahead = [index for index in range(2) if index not in source.idle()]
+    state = source.state_dict()
+    crashed = [index for index in range(2) if state["workers"][index] is None]
+    assert set(crashed) <= set(ahead)
+    saved = [entry["actor"] for entry in state["finished"]]
+    assert sorted(saved + crashed) == [0, 1]
+    assert len(caplog.records) == len(crashed)
+
+
+def test_blocks_taken_into_a_batch_that_is_not_complete_are_saved(make_parts):
+    # Breaks when: what was taken before the last restart was spent is forgotten.
+    parts = make_parts(resolved(workers=2, parallel__restart_budget=0))
+    streams, source = Streams(), parts.source
+    streams.take(source.next_batch())
+    while len(source.idle()) < 2:
+        time.sleep(0.01)
+    os.kill(pids(parts)[1], signal.SIGKILL)
+    time.sleep(0.2)
+
+    def follow():
+        while True:
+            streams.take(source.next_batch())
+
+    with pytest.raises(WorkerLost, match="no restart is left"):
+        follow()
+    state = source.state_dict()
+    assert state["workers"][1] is None
+    clocks = dict(streams.clocks)
+    for entry in state["finished"]:
+        obs = entry["block"]["obs"]
+        for column in range(2):
+            stream = float(obs[0, column, 0])
+            assert int(obs[0, column, 1]) == clocks.get(stream, 0), "none is missing in between"
+            clocks[stream] = int(obs[-1, column, 1])
+    shown = state["workers"][0]["obs"]
+    for column in range(2):
+        assert clocks[float(shown[column, 0])] == int(shown[column, 1])
+
+
+def test_a_resume_may_change_the_lag(make_parts, caplog):
+    ahead, lock_step = make_parts(resolved()), make_parts(resolved(parallel__max_policy_lag=0))
+    ahead.source.next_batch()
+    lock_step.source.next_batch()
+    states = [parts.source.state_dict() for parts in (ahead, lock_step)]
+    assert len(states[0]["finished"]) == 3
+    lock_step.source.load_state_dict(states[0])
+    assert "3 blocks that actors had collected ahead are not learned from" in caplog.text
+    other = make_parts(resolved())
+    other.source.load_state_dict(states[1])
+    streams = Streams()
+    streams.clocks.update(dict.fromkeys(lock_step.source.trajectory.obs[0, :, 0].tolist(), STEPS))
+    for _ in range(3):
+        streams.take(other.source.next_batch())
+    assert streams.skipped == 0
+
+
 @pytest.mark.parametrize("when", ["collecting", "finished"])
 def test_a_lost_actor_is_replaced_and_the_others_go_on(make_parts, when):
+    # The new one's environments are others: two more streams.
     parts, streams = make_parts(resolved()), Streams()
     source = parts.source
-    streams.take(source.next_batch())
+    while len(streams.clocks) < 6:
+        streams.take(source.next_batch())
     if when == "finished":
         while len(source.idle()) < 3:
             time.sleep(0.01)
     os.kill(pids(parts)[1], signal.SIGKILL)
-    for _ in range(8):
+    while len(streams.clocks) < 8:
         trajectory = source.next_batch()
         source.idle()
         streams.take(trajectory)
     assert source.restarts == 1
     assert streams.skipped == 0
-    assert len(streams.clocks) == 8, "the new one's environments are others"
 
 
 def test_idle_actors_compute_shares(make_parts):
@@ -232,18 +311,39 @@ class Reader:
         self.seen = [float(weights[name][0]) for name in ("a", "b") for _ in (time.sleep(1e-4),)]
 
 
+def values(number):
+    return {"a": torch.full((1,), float(number)), "b": torch.full((1,), float(number))}
+
+
+@pytest.mark.parametrize("versions", [(0, 1, 2), (0, 2, 4, 6), (3, 4, 8)])
+def test_the_newest_weights_are_there_while_others_are_written(versions):
+    # Breaks when: the next version is written over the only whole set.
+    weights, reader = PublishedWeights(values(9)), Reader()
+    with pytest.raises(WorkerError, match="not there"):
+        weights.load_into(reader, version=0)
+    for i, version in enumerate(versions):
+        weights.publish(values(version), version=version)
+        weights.load_into(reader)
+        assert reader.seen == [reader.version] * 2 == [version] * 2
+        if i:  # as it is while the next one is being written
+            older = min(weights._sets, key=lambda shared: int(shared["version"]))
+            older["version"].fill_(-1)
+            weights.load_into(reader)
+            assert reader.seen == [version] * 2
+    weights.close()
+
+
 def test_the_newest_weights_are_never_a_mixture():
     # Breaks when: the marks before and after reading are not compared.
-    weights = PublishedWeights({"a": torch.zeros(1), "b": torch.zeros(1)})
-    weights.publish({"a": torch.zeros(1), "b": torch.zeros(1)}, version=0)
+    weights = PublishedWeights(values(0))
+    weights.publish(values(0), version=0)
     done = threading.Event()
 
     def overwrite():
         version = 0
         while not done.is_set():
             version += 1
-            value = torch.full((1,), float(version))
-            weights.publish({"a": value, "b": value}, version=version)
+            weights.publish(values(version), version=version)
             time.sleep(1e-4)
 
     writer = threading.Thread(target=overwrite)

@@ -10,7 +10,8 @@ import psutil
 import pytest
 
 from rl_bench.errors import WorkerError
-from rl_bench.rollout.processes import TimeLimits, WorkerLost, WorkerPool
+from rl_bench.rollout.handle import TimeLimits, WorkerLost
+from rl_bench.rollout.processes import WorkerPool
 from tests.conftest import ROOT
 from tests.process.services import Sums
 

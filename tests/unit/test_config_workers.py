@@ -3,7 +3,8 @@
 import pytest
 
 from rl_bench import system
-from rl_bench.config import Config, share_out_environments
+from rl_bench.config import Config
+from rl_bench.config_rules import settle_policy_lag, share_out_environments
 from rl_bench.errors import ConfigError
 
 
@@ -67,3 +68,36 @@ def test_the_plan_never_oversubscribes_by_itself(monkeypatch):
     assert system.plan_workers(8, 8, most_shares=2).gradient_shares == 2, "no share is empty"
     assert system.plan_one_process(8).oversubscribed
     assert system.plan_workers(4, 8, most_shares=1).to_dict()["oversubscribed"] is True
+
+
+@pytest.mark.parametrize("cores", [2, 3, 4, 8, 16])
+def test_actors_leave_cores_to_the_learner(monkeypatch, cores):
+    # Breaks when: actors take every core, or the learner's threads come on top of theirs.
+    monkeypatch.setattr(system, "usable_cores", lambda: cores)
+    actors = shared_out(cores=cores - 1)[1]
+    plan = system.plan_actors(cores, actors, most_shares=1024)
+    assert plan.num_workers < cores
+    assert plan.threads_at_once == plan.num_workers + plan.learner_threads == cores
+    assert not plan.oversubscribed
+    assert plan.gradient_shares == plan.num_workers + 1, "all that are idle may help"
+    assert system.plan_actors(cores, cores, most_shares=1024).oversubscribed
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "cores", "lag", "frequency", "settled"),
+    [
+        ("ppo", 4, None, 1, 0),
+        ("impala", 4, None, 1, 8),
+        ("impala", 4, None, 12, 12),
+        ("impala", 1, None, 1, 0),
+        ("impala", 1, None, 2, 8),
+        ("impala", 4, 0, 1, 0),
+        ("impala", 4, 3, 3, 3),
+    ],
+)
+def test_how_old_data_may_be(algorithm, cores, lag, frequency, settled):
+    asked = Config().replace(
+        parallel__max_policy_lag=lag, parallel__policy_update_frequency=frequency
+    )
+    config = settle_policy_lag(asked, algorithm, cores=cores)
+    assert config.parallel.max_policy_lag == settled

@@ -11,7 +11,7 @@ from rl_bench.agents.impala import IMPALA, VTraceObjective
 from rl_bench.agents.ppo import PPO, ClippedObjective
 from rl_bench.config import ImpalaConfig, TrainingConfig
 from rl_bench.nets import ActorCritic
-from rl_bench.rollout.processes import WorkerLost
+from rl_bench.rollout.handle import WorkerLost
 from rl_bench.training.sharding import GradientService, ShardedGradient, SharedUpdate
 from rl_bench.types import Trajectory
 
@@ -43,7 +43,7 @@ class PoolInThisProcess:
 
     def __init__(self, services):
         self.services, self.answers, self.lost = services, {}, set()
-        self.num_answered = 0
+        self.num_answered = self.num_asked_early = 0
 
     def ask(self, index, request, *arguments):
         if index in self.lost:
@@ -58,7 +58,10 @@ class PoolInThisProcess:
         self.num_answered += 1
         return index, self.answers.pop(index)
 
-    reply_by_now = next_reply
+    def reply_by_now(self, among):
+        """Every other time it is not ready yet."""
+        self.num_asked_early += 1
+        return self.next_reply(among) if self.num_asked_early % 2 else None
 
 
 def ppo(config):
@@ -75,7 +78,7 @@ def impala(config):
     return lambda net: VTraceObjective(net, ImpalaConfig(), config), {"rewards": rewards}, index
 
 
-def make_sharded(algorithm, *, helpers, precision="fp32", config=None, largest=None):
+def make_sharded(algorithm, *, helpers, precision="fp32", config=None, finely=False):
     make_objective, prepared, _ = algorithm(config or TrainingConfig())
     trajectory, net = make_trajectory(), make_net(precision)
     shared = SharedUpdate.allocate(
@@ -90,7 +93,7 @@ def make_sharded(algorithm, *, helpers, precision="fp32", config=None, largest=N
         PoolInThisProcess(services),
         shared,
         idle=lambda: range(helpers),
-        largest=largest,
+        finely=finely,
     )
     return trajectory, sharded
 
@@ -141,8 +144,9 @@ def test_a_lost_helper_changes_nothing(algorithm, when):
 def test_helpers_that_come_and_go_change_nothing():
     # Breaks when: a share is handed out twice or forgotten as helpers become idle or busy.
     _, prepared, index = ppo(TrainingConfig())
-    trajectory, sharded = make_sharded(ppo, helpers=3, largest=2)
+    trajectory, sharded = make_sharded(ppo, helpers=3, finely=True)
     net = sharded.objective.net
+    sharded.objective.piece = lambda batch: 2
     sharded.begin(trajectory, prepared)
     sharded.idle = lambda: []
     expected = sharded.of(index)
