@@ -11,6 +11,8 @@ from rl_bench.config import Config
 from rl_bench.errors import ConfigError
 
 DEFAULT_NUM_ENVS = 32
+DEFAULT_LEARNING_RATE = {"ppo": 5e-4, "impala": 2e-4}
+DEFAULT_BATCH_SIZE = {"ppo": 1024, "impala": 256}
 # Updates that data may be old, by algorithm; 0: it learns from the newest policy only.
 DEFAULT_POLICY_LAG = {"ppo": 0, "impala": 8}
 
@@ -87,23 +89,24 @@ def check_gradient(config: Config, cores: int) -> None:
         )
 
 
-def check_batches(config: Config, *, unit: int = 1) -> None:
-    """Minibatches of `unit` timesteps or several must share a rollout out evenly.
+def settle_steps(config: Config, algorithm: str) -> Config:
+    """What each step of the optimiser learns from, and how far it goes.
 
-    Raises: ConfigError.
+    Minibatches must share a rollout out evenly. Raises: ConfigError.
     """
     training = config.training
     assert training.num_envs is not None, "it is settled before"
+    size = training.batch_size or DEFAULT_BATCH_SIZE[algorithm]
     rollout = training.n_steps * training.num_envs
-    if rollout % training.batch_size == 0 and training.batch_size % unit == 0:
-        return
-    small = [n for n in range(1, math.isqrt(rollout) + 1) if rollout % n == 0]
-    divisors = [n for n in small + [rollout // n for n in small] if n >= 2 and n % unit == 0]
-    nearest = min(divisors, key=lambda n: abs(n - training.batch_size), default=None)
-    hint = f"--batch-size {nearest}" if nearest else "none; raise --n-steps or --num-envs"
-    raise ConfigError(
-        f"training.batch_size: {training.batch_size} does not divide the rollout of {rollout} "
-        f"timesteps ({training.n_steps} steps × {training.num_envs} environments)"
-        f"{' into whole trajectories' if unit > 1 else ''}; "
-        f"the nearest that does: {hint}"
-    )
+    if rollout % size:
+        small = [n for n in range(1, math.isqrt(rollout) + 1) if rollout % n == 0]
+        divisors = [n for n in small + [rollout // n for n in small] if n >= 2]
+        nearest = min(divisors, key=lambda n: abs(n - size), default=None)
+        hint = f"--batch-size {nearest}" if nearest else "none; raise --n-steps or --num-envs"
+        raise ConfigError(
+            f"training.batch_size: {size} does not divide the rollout of {rollout} "
+            f"timesteps ({training.n_steps} steps × {training.num_envs} environments); "
+            f"the nearest that does: {hint}"
+        )
+    rate = training.learning_rate or DEFAULT_LEARNING_RATE[algorithm]
+    return config.replace(training__batch_size=size, training__learning_rate=rate)

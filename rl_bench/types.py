@@ -142,15 +142,6 @@ class Trajectory:
         for name, tensor in self.tensors().items():
             tensor.copy_(other.tensors()[name])
 
-    def select(self, environments: torch.Tensor) -> Trajectory:
-        """A copy of some environments' columns, in the order of their indices."""
-        return Trajectory.of(
-            {
-                name: tensor.index_select(min(1, tensor.ndim - 1), environments)
-                for name, tensor in self.tensors().items()
-            }
-        )
-
     @classmethod
     def of(cls, tensors: Mapping[str, torch.Tensor]) -> Trajectory:
         """A trajectory over existing memory, by field name."""

@@ -6,10 +6,10 @@ from rl_bench import system
 from rl_bench.benchmark.mode import Mode
 from rl_bench.config import Config
 from rl_bench.config_rules import (
-    check_batches,
     check_gradient,
     check_vtrace,
     settle_policy_lag,
+    settle_steps,
     share_out_environments,
 )
 from rl_bench.envs import check_env, is_procgen
@@ -31,8 +31,7 @@ def resolve(config: Config, mode: Mode) -> Config:
     elif config.training.num_envs is None:
         total = share_out_environments(config, cores=1).training.num_envs
         config = config.replace(training__num_envs=total)
-    # IMPALA's minibatches are whole trajectories.
-    check_batches(config, unit=config.training.n_steps if mode.algorithm == "impala" else 1)
+    config = settle_steps(config, mode.algorithm)
     check_vtrace(config)
     check_gradient(config, cores)
     normalise = config.training.normalise_rewards
@@ -72,6 +71,7 @@ def plan_cpus(config: Config, mode: Mode) -> system.CpuPlan:
     if mode.rollouts == "sequential":
         return system.plan_one_process(threads)
     assert workers is not None
+    assert config.training.batch_size is not None
     shares = config.training.batch_size if config.parallel.gradient == "sharded" else 1
     plan = system.plan_actors if config.parallel.max_policy_lag else system.plan_workers
     return plan(threads, workers, most_shares=shares)

@@ -67,10 +67,9 @@ IMPALA_MISTAKES = {
     ),
     "indivisible batch": (
         ["--batch-size", "1000"],
-        "1000 does not divide the rollout of 4096 timesteps (128 steps × 32 environments) into "
-        "whole trajectories; the nearest that does: --batch-size 1024",
+        "1000 does not divide the rollout of 4096 timesteps (128 steps × 32 environments); the "
+        "nearest that does: --batch-size 1024",
     ),
-    "parts of trajectories": (["--batch-size", "64"], "the nearest that does: --batch-size 128"),
     "clips": (
         ["--set", "impala.vtrace_clip_c_threshold=2"],
         "2 is above vtrace_clip_rho_threshold",

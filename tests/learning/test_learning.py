@@ -30,7 +30,8 @@ def test_cartpole_is_balanced(script, seed, precision):
 
 @pytest.mark.parametrize("entry", ["train_impala_sequential.py", "train_impala_parallel.py"])
 def test_impala_balances_cartpole(script, entry):
-    workers = ("--num-workers", "2") if "parallel" in entry else ()
+    ahead = ("--num-workers", "2", "--set", "parallel.max_policy_lag=8")
+    workers = ahead if "parallel" in entry else ()
     done = script(
         entry, *COMMON, "--env", "CartPole-v1", "--seed", "1", "--total-timesteps", "200000",
         "--num-envs", "8", "--n-steps", "64", "--batch-size", "128", "--learning-rate", "2e-3",

@@ -59,8 +59,11 @@ def checkpoints_of(script, algorithm="ppo"):
 
 
 def flags_for(algorithm):
-    epochs = FLAGS.index("--n-epochs")  # IMPALA has one pass
-    return FLAGS if algorithm == "ppo" else FLAGS[:epochs] + FLAGS[epochs + 2 :]
+    if algorithm == "ppo":
+        return FLAGS
+    epochs = FLAGS.index("--n-epochs")  # IMPALA has one pass, and on one thread no lag by itself
+    ahead = ("--set", "parallel.max_policy_lag=8")
+    return (*FLAGS[:epochs], *FLAGS[epochs + 2 :], *ahead)
 
 
 def start(script, env, *flags, algorithm="ppo"):

@@ -19,7 +19,12 @@ SPACE = Box(-1, 1, (2,), np.float32)
 
 def make_agent(training=None, actions=None, **changes):
     torch.manual_seed(0)
-    settings = {"batch_size": 8, "normalise_rewards": False, **(training or {})}
+    settings = {
+        "batch_size": 8,
+        "learning_rate": 5e-4,
+        "normalise_rewards": False,
+        **(training or {}),
+    }
     net = ActorCritic(SPACE, actions or Discrete(2))
     return IMPALA(net, ImpalaConfig(**changes), TrainingConfig(**settings), seed=0)
 
@@ -54,66 +59,76 @@ def test_loss_and_gradient_by_hand():
       value loss = ½ mean((1 − v)²) = ½ (1.0625² + 1.125²)/2;       d/dV = −mean(v − 1)
       entropy H = ln 4 − ¾ ln 3;                                     dH/dw = −(3/16) ln 3
     """
-    # Breaks when: the gradient also goes through ρ or through v, sums take the place of means, or
-    # the row obs[T] is counted in.
-    agent = make_agent({"gamma": 0.5}, vtrace_lambda=1.0, value_coef=0.25, entropy_coef=0.1)
+    # Breaks when: sums take the place of means, a coefficient is left out, the present policy is
+    # not the one that values and ratios are taken from, or the row obs[T] is counted in.
+    agent = make_agent(
+        {"gamma": 0.5}, vtrace_lambda=1.0, value_coef=0.25, entropy_coef=0.1,
+        normalise_advantages=False,
+    )  # fmt: skip
     net = agent.net
     with torch.no_grad():
         for p in net.parameters():
             p.zero_()
         net.head.dense.bias.copy_(torch.tensor([math.log(3.0), 0.0]))
         net.value.bias.fill_(1.0)
-    batch = make_trajectory(2, 1)
-    batch.actions.zero_()
-    batch.rewards[:, 0] = torch.tensor([1.0, 2.0])
-    batch.behaviour_log_probs[:, 0] = torch.tensor([math.log(3 / 8), 0.0])
-    losses = agent.gradient.objective.losses(batch)
+    trajectory = make_trajectory(2, 1)
+    trajectory.actions.zero_()
+    trajectory.rewards[:, 0] = torch.tensor([1.0, 2.0])
+    trajectory.behaviour_log_probs[:, 0] = torch.tensor([math.log(3 / 8), 0.0])
+    agent.updates = 5  # the trajectory is of version 0: old
+    agent.gradient.begin(trajectory, agent.prepare(trajectory, trajectory.rewards))
+    metrics = agent.gradient.of(torch.arange(2))
     advantage = (1.0625 + 1.125) / 2
     entropy = math.log(4) - 0.75 * math.log(3)
     value_loss = 0.5 * (1.0625**2 + 1.125**2) / 2
-    assert losses["train/policy_loss"].item() == pytest.approx(-advantage * math.log(0.75))
-    assert losses["train/value_loss"].item() == pytest.approx(value_loss)
-    assert losses["train/entropy_loss"].item() == pytest.approx(-entropy)
-    assert losses["train/rho_clip_fraction"].item() == 0.5
-    assert losses["train/rho_mean"].item() == pytest.approx((2 + 0.75) / 2)
     total = -advantage * math.log(0.75) + 0.25 * value_loss - 0.1 * entropy
-    assert losses["train/loss"].item() == pytest.approx(total)
-    losses["train/loss"].backward()
+    assert metrics == pytest.approx({
+        "train/loss": total,
+        "train/policy_loss": -advantage * math.log(0.75),
+        "train/value_loss": value_loss,
+        "train/entropy_loss": -entropy,
+        "train/approx_kl": ((2 - 1 - math.log(2)) + (0.75 - 1 - math.log(0.75))) / 2,
+        "train/rho_mean": (2 + 0.75) / 2,
+        "train/rho_clip_fraction": 0.5,
+    })  # fmt: skip
     by_w = -advantage * 0.25 + 0.1 * (3 / 16) * math.log(3)
     torch.testing.assert_close(net.head.dense.bias.grad, torch.tensor([by_w, -by_w]))
     by_value = -0.25 * (1.0625 + 1.125) / 2
     torch.testing.assert_close(net.value.bias.grad, torch.tensor([by_value]))
 
 
-@pytest.mark.parametrize("actions", [None, Box(-1, 1, (3,), np.float32)])
-def test_pieces_add_up_to_the_whole(actions, monkeypatch):
-    # Breaks when: a piece is weighed by anything but its share of the environments.
-    trajectory = make_trajectory(8, 5, actions)
-    gradients = []
-    for rows in (1000, 20, 1):
-        monkeypatch.setattr("rl_bench.agents.impala.PIECE_ROWS", rows)
-        agent = make_agent(actions=actions)
-        metrics = agent.gradient.objective.backward(trajectory, torch.tensor([4, 0, 2]))
-        gradients.append((metrics, [p.grad for p in agent.net.parameters() if p.grad is not None]))
-    for metrics, grads in gradients[1:]:
-        assert metrics == pytest.approx(gradients[0][0], rel=1e-5, abs=1e-7)
-        torch.testing.assert_close(grads, gradients[0][1], rtol=1e-4, atol=1e-6)
+def test_a_fresh_trajectory_knows_what_the_policy_says():
+    # Breaks when: the values of a fresh trajectory differ from those of an evaluation, or an old
+    # trajectory is taken for a fresh one.
+    agent, trajectory = make_agent(), make_trajectory()
+    policy, values = agent.net(trajectory.obs.flatten(0, 1))
+    log_probs = agent.net.head.log_prob(policy[:32], trajectory.actions.flatten())
+    trajectory.behaviour_log_probs.copy_(log_probs.detach().view(8, 4))
+    trajectory.behaviour_values.copy_(values.detach().view(9, 4))
+    trajectory.truncated[3, 1] = trajectory.terminated[5, 2] = True
+    prepared = []
+    for agent.updates in (1, 2):  # version 0 is what update 1 learns with
+        prepared.append(agent.prepare(trajectory, trajectory.rewards))
+    for name in ("advantages", "returns"):
+        torch.testing.assert_close(prepared[0][name], prepared[1][name])
+    trajectory.behaviour_values.add_(1.0)
+    trajectory.behaviour_log_probs.sub_(1.0)
+    old = agent.prepare(trajectory, trajectory.rewards)
+    ratio = torch.tensor(1.0)  # e¹ is clipped
+    torch.testing.assert_close(old["advantages"], ratio * prepared[1]["advantages"])
+    trajectory.policy_version[2] = 1  # a part of it is fresh: it is evaluated as a whole
+    torch.testing.assert_close(agent.prepare(trajectory, trajectory.rewards), old)
 
 
-@pytest.mark.parametrize(
-    ("num_envs", "batch_size", "sizes"),
-    [(4, 8, [1, 1, 1, 1]), (5, 16, [2, 3]), (4, 1000, [4]), (3, 2, [1, 1, 1])],
-)
-def test_each_environment_is_learned_from_once_in_a_new_order(num_envs, batch_size, sizes):
-    agent = make_agent({"batch_size": batch_size})
-    trajectory = make_trajectory(8, num_envs)
+def test_each_row_is_learned_from_once_in_a_new_order():
+    agent = make_agent()
     orders = []
-    for _ in range(5):
-        minibatches = list(agent.minibatches(trajectory))
-        assert [len(m) for m in minibatches] == sizes
+    for _ in range(2):
+        minibatches = list(agent.minibatches(32))
+        assert [len(m) for m in minibatches] == [8, 8, 8, 8]
         orders.append(torch.cat(minibatches).tolist())
-        assert sorted(orders[-1]) == list(range(num_envs))
-    assert any(order != orders[0] for order in orders)
+        assert sorted(orders[-1]) == list(range(32))
+    assert orders[0] != orders[1]
 
 
 @pytest.mark.parametrize("optimiser", ["adam", "rmsprop"])
@@ -121,11 +136,10 @@ def test_update_improves_its_objective_and_reports_every_metric(optimiser):
     agent = make_agent({"learning_rate": 0.003, "batch_size": 32}, optimiser=optimiser)
     trajectory = make_trajectory()
     trajectory.truncated[3, 1] = trajectory.terminated[5, 2] = True
-    objective = agent.gradient.objective
-    before = objective.losses(trajectory)["train/value_loss"].item()
-    for _ in range(5):
+    before = agent.update(trajectory, progress=0.0)
+    for _ in range(20):
         metrics = agent.update(trajectory, progress=0.0)
-    assert objective.losses(trajectory)["train/value_loss"].item() < before
+    assert metrics["train/value_loss"] < before["train/value_loss"]
     assert metrics["train/minibatches"] == 1
     assert set(metrics) >= {
         "train/policy_loss", "train/value_loss", "train/entropy_loss", "train/approx_kl",
@@ -139,7 +153,7 @@ def test_nan_stops_before_the_weights_change():
     weights = {k: v.clone() for k, v in agent.weights().items()}
     trajectory = make_trajectory()
     trajectory.rewards[3, 1] = float("nan")
-    with pytest.raises(TrainingError, match="update 1: a value of the rewards is NaN"):
+    with pytest.raises(TrainingError, match="update 1: a value of the advantages is NaN"):
         agent.update(trajectory, progress=0.0)
     assert all(torch.equal(weights[k], v) for k, v in agent.weights().items())
 

@@ -83,7 +83,7 @@ def test_published_weights_arrive_with_their_version():
     assert all(bool((w == 3.0).all()) for w in worker.policy.state_dict().values())
 
 
-@pytest.mark.parametrize("published", [[], [4], [5, 7]])
+@pytest.mark.parametrize("published", [[], [4], [5, 7, 9]])
 def test_weights_of_another_version_are_refused(published):
     # Breaks when: a reader takes whatever lies in the set, whole or not.
     worker = make_worker()
@@ -102,7 +102,8 @@ def test_weights_that_change_while_they_are_read_are_refused(monkeypatch):
 
     def load_while_the_next_but_one_is_written(source):
         load(source)
-        weights.publish(source, version=7)
+        for version in (7, 9):
+            weights.publish(worker.policy.state_dict(), version=version)
 
     monkeypatch.setattr(worker.policy, "load_weights", load_while_the_next_but_one_is_written)
     with pytest.raises(WorkerError, match="are not there, or not whole"):
