@@ -30,9 +30,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 from perf.throughput import PARALLEL, fps, layout, run_ours  # noqa: E402
 from rl_bench import system  # noqa: E402
-from rl_bench.agents.gradient import Batch  # noqa: E402
 from rl_bench.agents.optimisation import clip_and_step  # noqa: E402
-from rl_bench.agents.ppo import PPO, ClippedObjective  # noqa: E402
+from rl_bench.agents.ppo import PPO, Batch, ClippedObjective  # noqa: E402
 from rl_bench.benchmark import build, resolve  # noqa: E402
 from rl_bench.benchmark.mode import Mode  # noqa: E402
 from rl_bench.config import Config  # noqa: E402

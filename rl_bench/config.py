@@ -60,9 +60,7 @@ class TrainingConfig:
         None, "timesteps per minibatch; auto: 1024 for PPO, 256 for IMPALA", minimum=2
     )
     n_epochs: int = setting(4, "passes over each rollout (PPO)", minimum=1)
-    learning_rate: float | None = setting(
-        None, "step size of the optimiser; auto: 5e-4 for PPO, 2e-4 for IMPALA", above=0.0
-    )
+    learning_rate: float = setting(5e-4, "step size of the optimiser", above=0.0)
     lr_schedule: str = setting(
         "linear",
         "learning rate over the budget: falls to 0, or stays",
@@ -96,6 +94,11 @@ class TrainingConfig:
 
 @dataclass(frozen=True)
 class ImpalaConfig:
+    unroll_length: int | None = setting(
+        None,
+        "steps of the pieces that V-trace runs over; auto: what divides n_steps, nearest to 16",
+        minimum=1,
+    )
     vtrace_clip_rho_threshold: float = setting(
         1.0, "V-trace clip of the ratios ρ that weigh errors", above=0.0
     )
@@ -108,7 +111,12 @@ class ImpalaConfig:
     vtrace_lambda: float = setting(
         0.95, "decay of V-trace's traces; 1 is the paper's", minimum=0.0, maximum=1.0
     )
-    normalise_advantages: bool = setting(True, "per minibatch, to mean 0 and deviation 1")
+    clip_range: float | None = setting(
+        0.2,
+        "how far ratios and values may leave those of the policy that acted, as in PPO; none: the "
+        "paper's loss",
+        above=0.0,
+    )
     optimiser: str = setting("adam", "how to step", choices=("adam", "rmsprop"))
     rmsprop_eps: float = setting(1e-3, "what RMSProp adds to its divisor", above=0.0)
     entropy_coef: float = setting(0.01, "weight of the entropy bonus", minimum=0.0)

@@ -11,7 +11,7 @@ from rl_bench.config import Config
 from rl_bench.errors import ConfigError
 
 DEFAULT_NUM_ENVS = 32
-DEFAULT_LEARNING_RATE = {"ppo": 5e-4, "impala": 2e-4}
+DEFAULT_UNROLL_LENGTH = 16
 DEFAULT_BATCH_SIZE = {"ppo": 1024, "impala": 256}
 # Updates that data may be old, by algorithm; 0: it learns from the newest policy only.
 DEFAULT_POLICY_LAG = {"ppo": 0, "impala": 8}
@@ -70,6 +70,22 @@ def settle_policy_lag(config: Config, algorithm: str, *, cores: int) -> Config:
     return config.replace(parallel__max_policy_lag=lag)
 
 
+def settle_unrolls(config: Config) -> Config:
+    """Rollouts and minibatches are cut into whole unrolls. Raises: ConfigError."""
+    n_steps, size = config.training.n_steps, config.training.batch_size
+    length = config.impala.unroll_length
+    assert size is not None, "it is settled before"
+    divisors = [n for n in range(1, n_steps + 1) if n_steps % n == 0 and size % n == 0]
+    wanted = length or DEFAULT_UNROLL_LENGTH
+    nearest = min(divisors, key=lambda n: abs(math.log(n / wanted)))
+    if length is not None and length != nearest:
+        raise ConfigError(
+            f"impala.unroll_length: {length} does not divide both the {n_steps} steps of a rollout "
+            f"and the minibatch of {size}; --set impala.unroll_length={nearest} does"
+        )
+    return config.replace(impala__unroll_length=nearest)
+
+
 def check_vtrace(config: Config) -> None:
     """V-trace's fixed point needs ρ̄ ≥ c̄ (Espeholt et al. 2018). Raises: ConfigError."""
     rho, c = config.impala.vtrace_clip_rho_threshold, config.impala.vtrace_clip_c_threshold
@@ -108,5 +124,4 @@ def settle_steps(config: Config, algorithm: str) -> Config:
             f"timesteps ({training.n_steps} steps × {training.num_envs} environments); "
             f"the nearest that does: {hint}"
         )
-    rate = training.learning_rate or DEFAULT_LEARNING_RATE[algorithm]
-    return config.replace(training__batch_size=size, training__learning_rate=rate)
+    return config.replace(training__batch_size=size)

@@ -2,77 +2,119 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
+from collections.abc import Iterator
+
 import torch
 
 from rl_bench.agents.gradient import (
     PIECE_ROWS,
     WHOLE,
-    Batch,
     Gradient,
     Metrics,
     Prepared,
-    backward_share,
-    normalise,
+    split_evenly,
 )
 from rl_bench.agents.learner import Learner
 from rl_bench.agents.optimisation import scheduled_learning_rate
 from rl_bench.config import ImpalaConfig, TrainingConfig
 from rl_bench.nets import ActorCritic
-from rl_bench.ops.losses import approximate_kl
+from rl_bench.ops.losses import approximate_kl, value_loss
 from rl_bench.ops.returns import vtrace
 from rl_bench.types import Trajectory
 
 
 class VTraceObjective:
-    """IMPALA's loss of a minibatch, or of a share of one.
+    """IMPALA's loss of some unrolls, short pieces of trajectories, or of a share of them.
 
-    All of it are means over the rows; the paper sums (docs/architecture.md converts).
+    All of it are means over the T × B steps; the paper sums (docs/architecture.md converts). Beyond
+    the paper, and off where `clip_range` is none: a step whose ratio has left 1 ± clip_range in the
+    direction of its advantage has no policy gradient, and values are kept as near to those of the
+    policy that acted, both as in PPO.
     Source: Espeholt et al. 2018 (arXiv 1802.01561), section 4.2.
     """
 
     def __init__(self, net: ActorCritic, config: ImpalaConfig, training: TrainingConfig) -> None:
-        self.net, self.config = net, config
-        self.floor = training.advantage_floor or 0.0
+        self.net, self.config, self.gamma = net, config, training.gamma
+        assert config.unroll_length is not None, "it is settled before"
+        self.unroll_length = config.unroll_length
 
-    def backward(self, batch: Batch, index: torch.Tensor, share: slice = WHOLE) -> Metrics:
-        """Add the gradient of the rows `index[share]` to the parameters."""
-        rows = batch.rows(index[share])
-        if self.config.normalise_advantages:
-            rows.advantages = normalise(
-                rows.advantages, of=batch.advantages.index_select(0, index), floor=self.floor
-            )
-        return backward_share(self.losses(rows), len(rows.advantages) / len(index))
+    def piece(self, batch: Trajectory) -> int:
+        return max(1, PIECE_ROWS // self.unroll_length)
 
-    def losses(self, batch: Batch) -> dict[str, torch.Tensor]:
-        """All terms of the objective, as means over the rows; `loss` is what is minimised."""
+    def batch(self, trajectory: Trajectory, prepared: Prepared) -> Trajectory:
+        return dataclasses.replace(trajectory, rewards=prepared["rewards"])
+
+    def backward(self, batch: Trajectory, index: torch.Tensor, share: slice = WHOLE) -> Metrics:
+        """Add the gradient of the unrolls `index[share]` to the parameters, in pieces."""
+        unrolls = index[share]
+        sums: Metrics = {}
+        pieces = math.ceil(len(unrolls) / self.piece(batch))
+        for piece in split_evenly(len(unrolls), pieces):
+            chosen = unrolls[piece]
+            weight = len(chosen) / len(index)
+            losses = self.losses(batch.unrolls(self.unroll_length, chosen))
+            (losses["train/loss"] * weight).backward()
+            for name, loss in losses.items():
+                sums[name] = sums.get(name, 0.0) + loss.item() * weight
+        return sums
+
+    def losses(self, batch: Trajectory) -> dict[str, torch.Tensor]:
+        """All terms of the objective, as means over [T, B]; `loss` is what is minimised."""
         cfg = self.config
-        policy, values = self.net(batch.obs)
+        policy, values = self.net(batch.obs.flatten(0, 1))
+        values = values.view(batch.n_steps + 1, batch.num_envs)
+        policy = policy.view(batch.n_steps + 1, batch.num_envs, -1)[:-1]  # nobody acts on obs[T]
         log_probs = self.net.head.log_prob(policy, batch.actions)
-        log_rhos = (log_probs - batch.log_probs).detach()
+        log_rhos = (log_probs - batch.behaviour_log_probs).detach()
+        vs, pg_advantages = vtrace(
+            log_rhos=log_rhos,
+            rewards=batch.rewards,
+            values=values.detach(),
+            terminated=batch.terminated,
+            truncated=batch.truncated,
+            final_values=batch.final_values,
+            gamma=self.gamma,
+            clip_rho=cfg.vtrace_clip_rho_threshold,
+            clip_c=cfg.vtrace_clip_c_threshold,
+            clip_pg_rho=cfg.vtrace_clip_pg_rho_threshold,
+            trace_lambda=cfg.vtrace_lambda,
+        )
         rhos = log_rhos.exp()
-        pg_advantages = rhos.clamp(max=cfg.vtrace_clip_pg_rho_threshold) * batch.advantages
-        policy_loss = -(log_probs * pg_advantages).mean()
-        value_loss = 0.5 * (values - batch.returns).square().mean()
+        beyond = self._beyond(rhos, pg_advantages)
+        policy_loss = -(log_probs * pg_advantages.masked_fill(beyond, 0.0)).mean()
+        v_loss = value_loss(
+            values=values[:-1],
+            returns=vs,
+            old_values=batch.behaviour_values[:-1],
+            clip_range=cfg.clip_range,
+        )
         entropy = self.net.head.entropy(policy).mean()
         return {
-            "train/loss": policy_loss + cfg.value_coef * value_loss - cfg.entropy_coef * entropy,
+            "train/loss": policy_loss + cfg.value_coef * v_loss - cfg.entropy_coef * entropy,
             "train/policy_loss": policy_loss,
-            "train/value_loss": value_loss,
+            "train/value_loss": v_loss,
             "train/entropy_loss": -entropy,
             "train/approx_kl": approximate_kl(log_ratios=log_rhos),
             "train/rho_mean": rhos.mean(),
             "train/rho_clip_fraction": (rhos > cfg.vtrace_clip_rho_threshold).float().mean(),
+            "train/clip_fraction": beyond.float().mean(),
         }
+
+    def _beyond(self, rhos: torch.Tensor, advantages: torch.Tensor) -> torch.Tensor:
+        """Steps that the policy has already followed as far as it may."""
+        reach = math.inf if self.config.clip_range is None else self.config.clip_range
+        return ((advantages > 0) & (rhos > 1.0 + reach)) | ((advantages < 0) & (rhos < 1.0 - reach))
 
 
 class IMPALA(Learner):
     """The learner of the actor–learner architecture.
 
-    V-trace's targets are evaluated once per trajectory, with the policy that begins to learn from
-    it. Its rows are then learned from in one pass of minibatches, drawn from all environments and
-    times, each weighed by the ratio of the policy as it is by then.
-    Adam, or RMSProp as in the paper.
-    Source: Espeholt et al. 2018 (arXiv 1802.01561).
+    Each trajectory is cut into unrolls of `unroll_length` steps, at whose ends V-trace bootstraps;
+    a minibatch is `batch_size` timesteps of unrolls drawn from all environments and times, and each
+    is learned from once. Adam, or RMSProp as in the paper.
+    Source: Espeholt et al. 2018 (arXiv 1802.01561), whose unrolls have 20 to 100 steps.
     """
 
     name = "impala"
@@ -86,48 +128,25 @@ class IMPALA(Learner):
         seed: int,
         gradient: Gradient | None = None,
     ) -> None:
-        self.impala = config
+        objective = VTraceObjective(net, config, training)
+        self.unroll_length = objective.unroll_length
         super().__init__(
-            VTraceObjective(net, config, training),
+            objective,
             make_optimiser(net, config, training),
             training,
             max_grad_norm=config.max_grad_norm,
-            passes=1,
             seed=seed,
             gradient=gradient,
         )
 
     def prepare(self, trajectory: Trajectory, rewards: torch.Tensor) -> Prepared:
-        log_rhos, values = self._evaluate(trajectory)
-        cfg = self.impala
-        targets = vtrace(
-            log_rhos=log_rhos,
-            rewards=rewards,
-            values=values,
-            terminated=trajectory.terminated,
-            truncated=trajectory.truncated,
-            final_values=trajectory.final_values,
-            gamma=self.config.gamma,
-            clip_rho=cfg.vtrace_clip_rho_threshold,
-            clip_c=cfg.vtrace_clip_c_threshold,
-            trace_lambda=cfg.vtrace_lambda,
-        )
-        return {"advantages": targets.advantages.flatten(), "returns": targets.vs.flatten()}
+        return {"rewards": rewards}
 
-    @torch.inference_mode()
-    def _evaluate(self, trajectory: Trajectory) -> tuple[torch.Tensor, torch.Tensor]:
-        """log π − log μ [T, B] of the actions taken, and V [T+1, B], by the present policy.
-
-        Where that policy acted itself, the trajectory knows them.
-        """
-        if (trajectory.policy_version == self.updates - 1).all():
-            return torch.zeros_like(trajectory.rewards), trajectory.behaviour_values
-        pieces = [self.net(obs) for obs in trajectory.obs.flatten(0, 1).split(PIECE_ROWS)]
-        policy, values = (torch.cat(tensors) for tensors in zip(*pieces, strict=True))
-        actions = trajectory.actions.flatten(0, 1)
-        log_probs = self.net.head.log_prob(policy[: len(actions)], actions)  # nobody acts on obs[T]
-        log_rhos = log_probs.view_as(trajectory.rewards) - trajectory.behaviour_log_probs
-        return log_rhos, values.view_as(trajectory.behaviour_values)
+    def minibatches(self, trajectory: Trajectory) -> Iterator[torch.Tensor]:
+        """Unrolls, in a new order each time."""
+        count = trajectory.timesteps // self.unroll_length
+        order = torch.randperm(count, generator=self.generator)
+        yield from order.split(max(1, self.batch_size // self.unroll_length))
 
 
 def make_optimiser(

@@ -35,7 +35,6 @@ class Learner:
         config: TrainingConfig,
         *,
         max_grad_norm: float,
-        passes: int,
         seed: int,
         gradient: Gradient | None = None,
     ) -> None:
@@ -45,20 +44,18 @@ class Learner:
         self.config = config
         self.gradient = gradient or LocalGradient(objective)
         self.optimiser = optimiser
-        self.max_grad_norm, self.passes = max_grad_norm, passes
+        self.max_grad_norm = max_grad_norm
         self.scaler = RewardScaler() if config.normalise_rewards else None
         self.generator = torch.Generator().manual_seed(seed)
         self.updates = 0
 
     def prepare(self, trajectory: Trajectory, rewards: torch.Tensor) -> Prepared:
-        """`advantages` and `returns` [N] of the trajectory's rows; `rewards` are scaled."""
+        """What the minibatches need beside the trajectory; `rewards` are scaled."""
         raise NotImplementedError
 
-    def minibatches(self, num_rows: int) -> Iterator[torch.Tensor]:
-        """Each pass visits every row once, in a new order."""
-        for _ in range(self.passes):
-            order = torch.randperm(num_rows, generator=self.generator)
-            yield from order.split(self.batch_size)
+    def minibatches(self, trajectory: Trajectory) -> Iterator[torch.Tensor]:
+        """Indices of what each step of the optimiser learns from."""
+        raise NotImplementedError
 
     def has_learned_enough(self, metrics: Metrics) -> bool:
         """Whether this minibatch is to be the update's last one."""
@@ -76,7 +73,7 @@ class Learner:
         self.gradient.begin(trajectory, prepared)
         sums: Metrics = {}
         count = 0
-        for index in self.minibatches(trajectory.timesteps):
+        for index in self.minibatches(trajectory):
             metrics = self._step(index)
             count += 1
             for name, value in metrics.items():

@@ -10,7 +10,6 @@ from rl_bench.errors import TrainingError
 
 def scheduled_learning_rate(config: TrainingConfig, progress: float) -> float:
     """Constant, or falling linearly to 0 as `progress` goes from 0 to 1."""
-    assert config.learning_rate is not None, "it is settled before"
     if config.lr_schedule == "linear":
         return config.learning_rate * max(0.0, 1.0 - progress)
     return config.learning_rate

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
+
 import torch
 
-from rl_bench.agents.gradient import (
-    WHOLE,
-    Batch,
-    Gradient,
-    Metrics,
-    Prepared,
-    backward_share,
-    normalise,
-)
+from rl_bench.agents.gradient import PIECE_ROWS, WHOLE, Gradient, Metrics, Prepared
 from rl_bench.agents.learner import Learner
 from rl_bench.agents.optimisation import scheduled_learning_rate
 from rl_bench.config import TrainingConfig
@@ -20,6 +15,34 @@ from rl_bench.nets import ActorCritic
 from rl_bench.ops.losses import approximate_kl, clipped_surrogate, explained_variance, value_loss
 from rl_bench.ops.returns import gae
 from rl_bench.types import Trajectory
+
+
+@dataclass
+class Batch:
+    """A trajectory without its time axis: N = T × B rows (M for a minibatch)."""
+
+    obs: torch.Tensor
+    actions: torch.Tensor
+    log_probs: torch.Tensor
+    values: torch.Tensor
+    advantages: torch.Tensor
+    returns: torch.Tensor
+
+    @classmethod
+    def of(cls, trajectory: Trajectory, advantages: torch.Tensor, returns: torch.Tensor) -> Batch:
+        """Views on the trajectory's memory; `advantages` and `returns` are flat already."""
+        return cls(
+            obs=trajectory.obs[:-1].flatten(0, 1),
+            actions=trajectory.actions.flatten(0, 1),
+            log_probs=trajectory.behaviour_log_probs.flatten(),
+            values=trajectory.behaviour_values[:-1].flatten(),
+            advantages=advantages,
+            returns=returns,
+        )
+
+    def rows(self, index: torch.Tensor) -> Batch:
+        # index_select copies whole frames; indexing with [] would go pixel by pixel (4 × slower).
+        return Batch(**{name: tensor.index_select(0, index) for name, tensor in vars(self).items()})
 
 
 class ClippedObjective:
@@ -31,15 +54,25 @@ class ClippedObjective:
     def __init__(self, net: ActorCritic, config: TrainingConfig) -> None:
         self.net, self.config = net, config
 
+    def piece(self, batch: Batch) -> int:
+        return PIECE_ROWS
+
+    def batch(self, trajectory: Trajectory, prepared: Prepared) -> Batch:
+        return Batch.of(trajectory, prepared["advantages"], prepared["returns"])
+
     def backward(self, batch: Batch, index: torch.Tensor, share: slice = WHOLE) -> Metrics:
         """Add the gradient of the rows `index[share]` to the parameters."""
         rows = batch.rows(index[share])
-        if self.config.normalise_advantages:
-            floor = self.config.advantage_floor or 0.0
-            rows.advantages = normalise(
-                rows.advantages, of=batch.advantages.index_select(0, index), floor=floor
-            )
-        return backward_share(self.losses(rows), len(rows.advantages) / len(index))
+        if self.config.normalise_advantages:  # by the whole minibatch, whatever the share
+            advantages = batch.advantages.index_select(0, index)
+            # Where no reward was seen, advantages are noise of the value function: a floor keeps it
+            # from being blown up to the size of a signal.
+            spread = advantages.std().clamp(min=self.config.advantage_floor or 0.0) + 1e-8
+            rows.advantages = (rows.advantages - advantages.mean()) / spread
+        weight = len(rows.advantages) / len(index)
+        losses = self.losses(rows)
+        (losses["train/loss"] * weight).backward()
+        return {name: loss.item() * weight for name, loss in losses.items()}
 
     def losses(self, batch: Batch) -> dict[str, torch.Tensor]:
         """All terms of the objective, as means over the rows; `loss` is what is minimised."""
@@ -96,7 +129,6 @@ class PPO(Learner):
             optimiser,
             config,
             max_grad_norm=config.max_grad_norm,
-            passes=config.n_epochs,
             seed=seed,
             gradient=gradient,
         )
@@ -120,6 +152,12 @@ class PPO(Learner):
         )
         self.returns = returns.flatten()
         return {"advantages": advantages.flatten(), "returns": self.returns}
+
+    def minibatches(self, trajectory: Trajectory) -> Iterator[torch.Tensor]:
+        """Rows; each epoch visits every one once, in a new order."""
+        for _ in range(self.config.n_epochs):
+            order = torch.randperm(trajectory.timesteps, generator=self.generator)
+            yield from order.split(self.batch_size)
 
     def has_learned_enough(self, metrics: Metrics) -> bool:
         limit = self.config.target_kl

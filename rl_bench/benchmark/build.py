@@ -90,7 +90,7 @@ def _in_worker_processes(
     config: Config, mode: Mode, plan: system.CpuPlan, resumes: int, log: Path | None
 ) -> Parts:
     net = make_net(config)
-    memory = SharedMemory.allocate(config, net, plan)
+    memory = SharedMemory.allocate(config, net, mode, plan)
 
     def factory(index: int, restarts: int) -> WorkerFactory:
         return WorkerFactory(config, mode, index, resumes, restarts, memory)
@@ -154,7 +154,9 @@ class SharedMemory:
     update: SharedUpdate | None
 
     @classmethod
-    def allocate(cls, config: Config, net: ActorCritic, plan: system.CpuPlan) -> SharedMemory:
+    def allocate(
+        cls, config: Config, net: ActorCritic, mode: Mode, plan: system.CpuPlan
+    ) -> SharedMemory:
         update = None
         weights = PublishedWeights(net.state_dict())
         batch = allocate_trajectory(config)
@@ -163,7 +165,8 @@ class SharedMemory:
         if plan.gradient_shares > 1:
             update = SharedUpdate.allocate(
                 net,
-                num_rows=math.prod(trajectory_size(config)),
+                prepared=prepared_by(config, mode),
+                index_size=math.prod(trajectory_size(config)),
                 helpers=range(plan.gradient_shares - 1),
             )
         return cls(batch, blocks, weights, update)
@@ -180,6 +183,14 @@ def allocate_trajectory(config: Config) -> SharedTensors:
     memory = SharedTensors.like(shapes.tensors(), hint="lower --num-envs or --n-steps")
     Trajectory.of(memory).mark_unwritten()
     return memory
+
+
+def prepared_by(config: Config, mode: Mode) -> dict[str, torch.Tensor]:
+    """The shapes of what an agent works out of a trajectory."""
+    size = trajectory_size(config)
+    if mode.algorithm == "impala":
+        return {"rewards": torch.empty(size)}
+    return {name: torch.empty(math.prod(size)) for name in ("advantages", "returns")}
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from rl_bench.config_rules import (
     check_vtrace,
     settle_policy_lag,
     settle_steps,
+    settle_unrolls,
     share_out_environments,
 )
 from rl_bench.envs import check_env, is_procgen
@@ -32,7 +33,9 @@ def resolve(config: Config, mode: Mode) -> Config:
         total = share_out_environments(config, cores=1).training.num_envs
         config = config.replace(training__num_envs=total)
     config = settle_steps(config, mode.algorithm)
-    check_vtrace(config)
+    if mode.algorithm == "impala":
+        config = settle_unrolls(config)
+        check_vtrace(config)
     check_gradient(config, cores)
     normalise = config.training.normalise_rewards
     if normalise is None:

@@ -28,11 +28,11 @@ def value_loss(
 ) -> torch.Tensor:
     """Half the mean squared error; with a clip range, pessimistic around the old values.
 
-    Shapes: values, returns, old_values [M].
+    Shapes: values, returns, old_values: the same, any.
     Source: the PPO of the Procgen paper (Cobbe et al. 2020, arXiv 1912.01588), which keeps the
     values within `clip_range` of the old ones and takes the larger error.
     """
-    assert values.shape == returns.shape == old_values.shape and values.ndim == 1
+    assert values.shape == returns.shape == old_values.shape
     errors = (values - returns).square()
     if clip_range is not None:
         clipped = old_values + (values - old_values).clamp(-clip_range, clip_range)

@@ -44,14 +44,9 @@ def gae(
 
 
 class VTrace(NamedTuple):
-    """Shapes: all [T, B] float32, without gradient.
-
-    `vs` are the targets of the value; `pg_advantages` are the `advantages` weighed by the clipped
-    ratio.
-    """
+    """Shapes: both [T, B] float32, without gradient. `vs` are the targets of the value."""
 
     vs: torch.Tensor
-    advantages: torch.Tensor
     pg_advantages: torch.Tensor
 
 
@@ -76,7 +71,7 @@ def vtrace(
     learns; `gamma` is one number or one per step.
         δ_t = ρ_t (r_t + γ V(x_{t+1}) − V(x_t)),       ρ_t = min(ρ̄, π/μ)
         v_t = V(x_t) + δ_t + γ c_t (v_{t+1} − V(x_{t+1})),   c_t = λ min(c̄, π/μ)
-        A_t = r_t + γ v_{t+1} − V(x_t),   weighed by min(ρ̄_pg, π/μ) in the policy gradient
+        A_t = min(ρ̄_pg, π/μ) (r_t + γ v_{t+1} − V(x_t))
     At the end of the window v_T = V(x_T).
     Shapes:
         log_rhos, rewards, terminated, truncated, final_values [T, B]; values [T+1, B]
@@ -99,8 +94,8 @@ def vtrace(
     vs = values[:-1] + _accumulate(deltas, traces)
 
     next_vs = torch.where(truncated, final_values, torch.cat([vs[1:], values[-1:]]))
-    advantages = rewards + discounts * next_vs - values[:-1]
-    return VTrace(vs, advantages, ratios.clamp(max=clip_pg_rho) * advantages)
+    errors = rewards + discounts * next_vs - values[:-1]
+    return VTrace(vs, ratios.clamp(max=clip_pg_rho) * errors)
 
 
 def _accumulate(deltas: torch.Tensor, traces: torch.Tensor) -> torch.Tensor:

@@ -14,10 +14,11 @@ import math
 from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
-from rl_bench.agents.gradient import PIECE_ROWS, Batch, Metrics, Objective, Prepared, split_evenly
+from rl_bench.agents.gradient import Metrics, Objective, Prepared, split_evenly
 from rl_bench.nets import ActorCritic
 from rl_bench.rollout.handle import WorkerLost
 from rl_bench.rollout.processes import WorkerPool
@@ -35,8 +36,8 @@ class SharedUpdate:
     weights: the learner's parameters, the very ones its optimiser steps
     helpers: the workers that compute shares
     gradients: those of each helper, as `<worker>/<parameter>`
-    prepared: `advantages` and `returns` [N], which the agent worked out of the trajectory
-    index: `index`, whose first M are the rows of the present minibatch
+    prepared: what the agent worked out of the trajectory, by name
+    index: `index` [M] of the present minibatch
     """
 
     weights: SharedTensors
@@ -46,8 +47,10 @@ class SharedUpdate:
     index: SharedTensors
 
     @classmethod
-    def allocate(cls, net: ActorCritic, *, num_rows: int, helpers: Sequence[int]) -> SharedUpdate:
-        """Moves the parameters of `net` into shared memory."""
+    def allocate(
+        cls, net: ActorCritic, *, prepared: Prepared, index_size: int, helpers: Sequence[int]
+    ) -> SharedUpdate:
+        """Moves the parameters of `net` into shared memory; `prepared` gives shapes only."""
         parameters = {name: p.detach() for name, p in net.named_parameters()}
         shared = cls(
             weights=SharedTensors.like(parameters),
@@ -55,10 +58,8 @@ class SharedUpdate:
             gradients=SharedTensors.like(
                 {f"{h}/{name}": p for h in helpers for name, p in parameters.items()}
             ),
-            prepared=SharedTensors.like(
-                {name: torch.empty(num_rows) for name in ("advantages", "returns")}
-            ),
-            index=SharedTensors.like({"index": torch.empty(num_rows, dtype=torch.int64)}),
+            prepared=SharedTensors.like(prepared),
+            index=SharedTensors.like({"index": torch.empty(index_size, dtype=torch.int64)}),
         )
         use_shared_weights(net, shared.weights)
         return shared
@@ -83,7 +84,7 @@ class GradientService:
         use_shared_weights(objective.net, shared.weights)
         self.objective = objective
         self.index = shared.index["index"]
-        self.batch = Batch.of(trajectory, shared.prepared)
+        self.batch = objective.batch(trajectory, shared.prepared)
         self.gradients = [
             shared.gradients[f"{worker}/{n}"] for n, _ in objective.net.named_parameters()
         ]
@@ -107,9 +108,9 @@ class ShardedGradient:
 
     `idle` says which workers of `pool` may be asked now; they must not be asked for anything else
     before the minibatch is done. What is left is split evenly among those who are free; `finely`,
-    where helpers come and go, into pieces no larger than what is worth computing at once, so that
-    nobody waits long for the others. Where all of the same helpers are always free, shares and the
-    order of their sum are always the same.
+    where helpers come and go, into no more than the objective's piece each, so that nobody waits
+    long for the others. Where all of the same helpers are always free, and not finely, shares and
+    the order of their sum are always the same.
     """
 
     objective: Objective
@@ -117,12 +118,12 @@ class ShardedGradient:
     shared: SharedUpdate
     idle: Callable[[], Collection[int]]
     finely: bool = False
-    batch: Batch = field(init=False)
+    batch: Any = field(init=False)
     lost: set[int] = field(init=False)
 
     def begin(self, trajectory: Trajectory, prepared: Prepared) -> None:
         self.lost = set()  # those of the update before were replaced
-        self.batch = Batch.of(trajectory, prepared)
+        self.batch = self.objective.batch(trajectory, prepared)
         for name, tensor in prepared.items():
             self.shared.prepared[name].copy_(tensor)
 
@@ -146,7 +147,7 @@ class ShardedGradient:
         free = sorted(able.difference(asked))
         whole = left.pop()
         length = whole.stop - whole.start
-        largest = PIECE_ROWS if self.finely else length
+        largest = self.objective.piece(self.batch) if self.finely else length
         count = max(1 + len(free), math.ceil(length / largest))
         shares = [
             slice(whole.start + share.start, whole.start + share.stop)

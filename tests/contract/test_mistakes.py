@@ -74,6 +74,11 @@ IMPALA_MISTAKES = {
         ["--set", "impala.vtrace_clip_c_threshold=2"],
         "2 is above vtrace_clip_rho_threshold",
     ),
+    "unrolls": (
+        ["--set", "impala.unroll_length=20"],
+        "20 does not divide both the 128 steps of a rollout and the minibatch of 256; "
+        "--set impala.unroll_length=16 does",
+    ),
     "epochs": (["--n-epochs", "4"], "unknown argument '--n-epochs'"),
 }
 

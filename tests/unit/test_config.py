@@ -14,7 +14,7 @@ from rl_bench.config_files import (
     schema,
     to_yaml,
 )
-from rl_bench.config_rules import settle_steps, share_out_environments
+from rl_bench.config_rules import settle_steps, settle_unrolls, share_out_environments
 from rl_bench.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -169,4 +169,14 @@ def test_every_setting_explains_itself():
 def test_files_in_config_are_valid(path):
     for cores in (1, 2, 16):
         config = share_out_environments(build_config(load_yaml(path)), cores=cores)
-        settle_steps(config, path.name.split("_")[0])
+        config = settle_steps(config, path.name.split("_")[0])
+        assert settle_unrolls(config).impala.unroll_length == 16
+
+
+@pytest.mark.parametrize(
+    ("n_steps", "size", "length"),
+    [(128, 256, 16), (8, 256, 8), (100, 200, 20), (127, 254, 127), (34, 68, 17), (1, 2, 1)],
+)
+def test_unrolls_divide_rollout_and_minibatch(n_steps, size, length):
+    config = Config().replace(training__n_steps=n_steps, training__batch_size=size)
+    assert settle_unrolls(config).impala.unroll_length == length

@@ -19,14 +19,10 @@ SPACE = Box(-1, 1, (2,), np.float32)
 
 def make_agent(training=None, actions=None, **changes):
     torch.manual_seed(0)
-    settings = {
-        "batch_size": 8,
-        "learning_rate": 5e-4,
-        "normalise_rewards": False,
-        **(training or {}),
-    }
+    settings = {"batch_size": 8, "normalise_rewards": False, **(training or {})}
     net = ActorCritic(SPACE, actions or Discrete(2))
-    return IMPALA(net, ImpalaConfig(**changes), TrainingConfig(**settings), seed=0)
+    config = ImpalaConfig(**{"unroll_length": 4, **changes})
+    return IMPALA(net, config, TrainingConfig(**settings), seed=0)
 
 
 def make_trajectory(n_steps=8, num_envs=4, actions=None):
@@ -59,76 +55,115 @@ def test_loss_and_gradient_by_hand():
       value loss = ½ mean((1 − v)²) = ½ (1.0625² + 1.125²)/2;       d/dV = −mean(v − 1)
       entropy H = ln 4 − ¾ ln 3;                                     dH/dw = −(3/16) ln 3
     """
-    # Breaks when: sums take the place of means, a coefficient is left out, the present policy is
-    # not the one that values and ratios are taken from, or the row obs[T] is counted in.
+    # Breaks when: the gradient also goes through ρ or through v, sums take the place of means, or
+    # the row obs[T] is counted in.
     agent = make_agent(
-        {"gamma": 0.5}, vtrace_lambda=1.0, value_coef=0.25, entropy_coef=0.1,
-        normalise_advantages=False,
-    )  # fmt: skip
+        {"gamma": 0.5}, vtrace_lambda=1.0, value_coef=0.25, entropy_coef=0.1, clip_range=None
+    )
     net = agent.net
     with torch.no_grad():
         for p in net.parameters():
             p.zero_()
         net.head.dense.bias.copy_(torch.tensor([math.log(3.0), 0.0]))
         net.value.bias.fill_(1.0)
-    trajectory = make_trajectory(2, 1)
-    trajectory.actions.zero_()
-    trajectory.rewards[:, 0] = torch.tensor([1.0, 2.0])
-    trajectory.behaviour_log_probs[:, 0] = torch.tensor([math.log(3 / 8), 0.0])
-    agent.updates = 5  # the trajectory is of version 0: old
-    agent.gradient.begin(trajectory, agent.prepare(trajectory, trajectory.rewards))
-    metrics = agent.gradient.of(torch.arange(2))
+    batch = make_trajectory(2, 1)
+    batch.actions.zero_()
+    batch.rewards[:, 0] = torch.tensor([1.0, 2.0])
+    batch.behaviour_log_probs[:, 0] = torch.tensor([math.log(3 / 8), 0.0])
+    losses = agent.gradient.objective.losses(batch)
     advantage = (1.0625 + 1.125) / 2
     entropy = math.log(4) - 0.75 * math.log(3)
     value_loss = 0.5 * (1.0625**2 + 1.125**2) / 2
+    assert losses["train/policy_loss"].item() == pytest.approx(-advantage * math.log(0.75))
+    assert losses["train/value_loss"].item() == pytest.approx(value_loss)
+    assert losses["train/entropy_loss"].item() == pytest.approx(-entropy)
+    assert losses["train/rho_clip_fraction"].item() == 0.5
+    assert losses["train/rho_mean"].item() == pytest.approx((2 + 0.75) / 2)
     total = -advantage * math.log(0.75) + 0.25 * value_loss - 0.1 * entropy
-    assert metrics == pytest.approx({
-        "train/loss": total,
-        "train/policy_loss": -advantage * math.log(0.75),
-        "train/value_loss": value_loss,
-        "train/entropy_loss": -entropy,
-        "train/approx_kl": ((2 - 1 - math.log(2)) + (0.75 - 1 - math.log(0.75))) / 2,
-        "train/rho_mean": (2 + 0.75) / 2,
-        "train/rho_clip_fraction": 0.5,
-    })  # fmt: skip
+    assert losses["train/loss"].item() == pytest.approx(total)
+    losses["train/loss"].backward()
     by_w = -advantage * 0.25 + 0.1 * (3 / 16) * math.log(3)
     torch.testing.assert_close(net.head.dense.bias.grad, torch.tensor([by_w, -by_w]))
     by_value = -0.25 * (1.0625 + 1.125) / 2
     torch.testing.assert_close(net.value.bias.grad, torch.tensor([by_value]))
 
 
-def test_a_fresh_trajectory_knows_what_the_policy_says():
-    # Breaks when: the values of a fresh trajectory differ from those of an evaluation, or an old
-    # trajectory is taken for a fresh one.
-    agent, trajectory = make_agent(), make_trajectory()
-    policy, values = agent.net(trajectory.obs.flatten(0, 1))
-    log_probs = agent.net.head.log_prob(policy[:32], trajectory.actions.flatten())
-    trajectory.behaviour_log_probs.copy_(log_probs.detach().view(8, 4))
-    trajectory.behaviour_values.copy_(values.detach().view(9, 4))
-    trajectory.truncated[3, 1] = trajectory.terminated[5, 2] = True
-    prepared = []
-    for agent.updates in (1, 2):  # version 0 is what update 1 learns with
-        prepared.append(agent.prepare(trajectory, trajectory.rewards))
-    for name in ("advantages", "returns"):
-        torch.testing.assert_close(prepared[0][name], prepared[1][name])
-    trajectory.behaviour_values.add_(1.0)
-    trajectory.behaviour_log_probs.sub_(1.0)
-    old = agent.prepare(trajectory, trajectory.rewards)
-    ratio = torch.tensor(1.0)  # e¹ is clipped
-    torch.testing.assert_close(old["advantages"], ratio * prepared[1]["advantages"])
-    trajectory.policy_version[2] = 1  # a part of it is fresh: it is evaluated as a whole
-    torch.testing.assert_close(agent.prepare(trajectory, trajectory.rewards), old)
+@pytest.mark.parametrize("actions", [None, Box(-1, 1, (3,), np.float32)])
+def test_pieces_add_up_to_the_whole(actions, monkeypatch):
+    # Breaks when: a piece is weighed by anything but its share of the unrolls.
+    trajectory = make_trajectory(8, 5, actions)
+    gradients = []
+    for rows in (1000, 20, 1):
+        monkeypatch.setattr("rl_bench.agents.impala.PIECE_ROWS", rows)
+        agent = make_agent(actions=actions)
+        metrics = agent.gradient.objective.backward(trajectory, torch.tensor([4, 0, 2, 9, 7]))
+        gradients.append((metrics, [p.grad for p in agent.net.parameters() if p.grad is not None]))
+    for metrics, grads in gradients[1:]:
+        assert metrics == pytest.approx(gradients[0][0], rel=1e-5, abs=1e-7)
+        torch.testing.assert_close(grads, gradients[0][1], rtol=1e-4, atol=1e-6)
 
 
-def test_each_row_is_learned_from_once_in_a_new_order():
-    agent = make_agent()
+def test_what_has_been_followed_far_enough_is_left_alone():
+    """By hand: π = 3/4 for action 0, and μ so that ρ = 1.5, 1.1, 0.75 and 0.9; V = 0.
+
+    Rewards 3 and −3 make the advantages of both signs. Beyond 1 ± 0.2 in the direction of their
+    advantage are ρ = 1.5 with a positive and ρ = 0.75 with a negative one, and no others.
+    """
+    # Breaks when: the side is mixed up, or the policy gradient of the others is left out too.
+    ratios = torch.tensor([1.5, 1.5, 1.1, 1.1, 0.75, 0.75, 0.9, 0.9])
+    gradients = []
+    for clip_range in (0.2, None):
+        agent = make_agent(clip_range=clip_range, entropy_coef=0.0, value_coef=0.0)
+        net = agent.net
+        with torch.no_grad():
+            for p in net.parameters():
+                p.zero_()
+            net.head.dense.bias.copy_(torch.tensor([math.log(3.0), 0.0]))
+        batch = make_trajectory(1, 8)
+        batch.terminated.fill_(True)
+        batch.actions.zero_()
+        batch.rewards[0] = torch.tensor([3.0, -3.0] * 4)
+        batch.behaviour_log_probs[0] = math.log(0.75) - ratios.log()
+        losses = agent.gradient.objective.losses(batch)
+        losses["train/loss"].backward()
+        gradients.append(net.head.dense.bias.grad[0].item())
+        assert losses["train/clip_fraction"].item() == (0.25 if clip_range else 0.0)
+    weights = ratios.clamp(max=1.0) * batch.rewards[0]
+    whole = -0.25 * weights.mean().item()
+    without = -0.25 * (weights.sum() - weights[0] - weights[5]).item() / 8
+    assert gradients == pytest.approx([without, whole], rel=1e-4)
+
+
+def test_unrolls_are_the_pieces_of_the_trajectory_and_join_at_their_ends():
+    # Breaks when: an unroll mixes environments, or its last observation is not what followed.
+    trajectory = make_trajectory(12, 3)
+    trajectory.obs[..., 0] = torch.arange(13.0).unsqueeze(1)
+    trajectory.obs[..., 1] = torch.arange(3.0)
+    trajectory.rewards[:] = torch.arange(36.0).view(12, 3)
+    trajectory.policy_version[:] = torch.tensor([5, 6, 7])
+    for index in (torch.arange(9), torch.tensor([7, 2, 3])):
+        pieces = trajectory.unrolls(4, index)
+        assert (pieces.n_steps, pieces.num_envs) == (4, len(index))
+        for column, i in enumerate(index.tolist()):
+            start, env = i // 3 * 4, i % 3
+            assert torch.equal(pieces.obs[:, column], trajectory.obs[start : start + 5, env])
+            assert torch.equal(pieces.rewards[:, column], trajectory.rewards[start:, env][:4])
+            assert pieces.policy_version[column] == 5 + env
+    assert sorted(trajectory.unrolls(4, torch.arange(9)).rewards.flatten().tolist()) == list(
+        range(36)
+    )
+
+
+def test_each_unroll_is_learned_from_once_in_a_new_order():
+    agent = make_agent({"batch_size": 12})
+    trajectory = make_trajectory(8, 6)
     orders = []
-    for _ in range(2):
-        minibatches = list(agent.minibatches(32))
-        assert [len(m) for m in minibatches] == [8, 8, 8, 8]
+    for _ in range(5):
+        minibatches = list(agent.minibatches(trajectory))
+        assert [len(m) for m in minibatches] == [3, 3, 3, 3]
         orders.append(torch.cat(minibatches).tolist())
-        assert sorted(orders[-1]) == list(range(32))
-    assert orders[0] != orders[1]
+        assert sorted(orders[-1]) == list(range(12))
+    assert any(order != orders[0] for order in orders)
 
 
 @pytest.mark.parametrize("optimiser", ["adam", "rmsprop"])
@@ -136,10 +171,11 @@ def test_update_improves_its_objective_and_reports_every_metric(optimiser):
     agent = make_agent({"learning_rate": 0.003, "batch_size": 32}, optimiser=optimiser)
     trajectory = make_trajectory()
     trajectory.truncated[3, 1] = trajectory.terminated[5, 2] = True
-    before = agent.update(trajectory, progress=0.0)
-    for _ in range(20):
+    objective = agent.gradient.objective
+    before = objective.losses(trajectory)["train/value_loss"].item()
+    for _ in range(5):
         metrics = agent.update(trajectory, progress=0.0)
-    assert metrics["train/value_loss"] < before["train/value_loss"]
+    assert objective.losses(trajectory)["train/value_loss"].item() < before
     assert metrics["train/minibatches"] == 1
     assert set(metrics) >= {
         "train/policy_loss", "train/value_loss", "train/entropy_loss", "train/approx_kl",
@@ -153,7 +189,7 @@ def test_nan_stops_before_the_weights_change():
     weights = {k: v.clone() for k, v in agent.weights().items()}
     trajectory = make_trajectory()
     trajectory.rewards[3, 1] = float("nan")
-    with pytest.raises(TrainingError, match="update 1: a value of the advantages is NaN"):
+    with pytest.raises(TrainingError, match="update 1: a value of the rewards is NaN"):
         agent.update(trajectory, progress=0.0)
     assert all(torch.equal(weights[k], v) for k, v in agent.weights().items())
 

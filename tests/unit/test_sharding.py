@@ -17,6 +17,7 @@ from rl_bench.types import Trajectory
 
 FRAMES, ACTIONS = Box(0, 255, (64, 64, 3), "uint8"), Discrete(15)
 STEPS, ENVS, MINIBATCH = 6, 4, 15  # 15 rows: shares of unequal size
+UNROLLS = ImpalaConfig(unroll_length=3)
 
 
 def make_net(precision="fp32"):
@@ -64,31 +65,32 @@ class PoolInThisProcess:
         return self.next_reply(among) if self.num_asked_early % 2 else None
 
 
-def ppo(config, net):
-    return ClippedObjective(net, config)
-
-
-def impala(config, net):
-    return VTraceObjective(net, ImpalaConfig(), config)
-
-
-def make_minibatch():
+def ppo(config):
     generator = torch.Generator().manual_seed(2)
     advantages, returns = torch.randn(2, STEPS * ENVS, generator=generator).unbind()
-    index = torch.randperm(STEPS * ENVS, generator=generator)[:MINIBATCH]
-    return {"advantages": advantages, "returns": returns}, index
+    prepared = {"advantages": advantages, "returns": returns}
+    index = torch.randperm(STEPS * ENVS)[:MINIBATCH]
+    return lambda net: ClippedObjective(net, config), prepared, index
+
+
+def impala(config):
+    rewards = torch.randn(STEPS, ENVS, generator=torch.Generator().manual_seed(2))
+    index = torch.tensor([3, 0, 6, 1, 5])
+    return lambda net: VTraceObjective(net, UNROLLS, config), {"rewards": rewards}, index
 
 
 def make_sharded(algorithm, *, helpers, precision="fp32", config=None, finely=False):
-    config = config or TrainingConfig()
+    make_objective, prepared, _ = algorithm(config or TrainingConfig())
     trajectory, net = make_trajectory(), make_net(precision)
-    shared = SharedUpdate.allocate(net, num_rows=STEPS * ENVS, helpers=range(helpers))
+    shared = SharedUpdate.allocate(
+        net, prepared=prepared, index_size=STEPS * ENVS, helpers=range(helpers)
+    )
     services = [
-        GradientService(algorithm(config, make_net(precision)), trajectory, shared, i)
+        GradientService(make_objective(make_net(precision)), trajectory, shared, i)
         for i in range(helpers)
     ]
     sharded = ShardedGradient(
-        algorithm(config, net),
+        make_objective(net),
         PoolInThisProcess(services),
         shared,
         idle=lambda: range(helpers),
@@ -108,9 +110,9 @@ def assert_same_gradients(ours, theirs, tolerance):
 def test_shares_add_up_to_the_central_gradient(algorithm, helpers, precision):
     # Breaks when: a share is weighed wrongly, rows are dropped or doubled, or advantages are
     # normalised by the share instead of by the minibatch.
-    prepared, index = make_minibatch()
+    make_objective, prepared, index = algorithm(TrainingConfig())
     trajectory, sharded = make_sharded(algorithm, helpers=helpers, precision=precision)
-    central = LocalGradient(algorithm(TrainingConfig(), make_net(precision)))
+    central = LocalGradient(make_objective(make_net(precision)))
     for gradient in (sharded, central):
         gradient.begin(trajectory, prepared)
     metrics, expected = sharded.of(index), central.of(index)
@@ -123,7 +125,7 @@ def test_shares_add_up_to_the_central_gradient(algorithm, helpers, precision):
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize("algorithm", [ppo, impala])
 def test_a_lost_helper_changes_nothing(algorithm, when):
-    prepared, index = make_minibatch()
+    _, prepared, index = algorithm(TrainingConfig())
     trajectory, sharded = make_sharded(algorithm, helpers=2)
     net, pool = sharded.objective.net, sharded.pool
     sharded.begin(trajectory, prepared)
@@ -140,12 +142,12 @@ def test_a_lost_helper_changes_nothing(algorithm, when):
         torch.testing.assert_close(parameter.grad, gradient, rtol=1e-4, atol=1e-6)
 
 
-def test_helpers_that_come_and_go_change_nothing(monkeypatch):
+def test_helpers_that_come_and_go_change_nothing():
     # Breaks when: a share is handed out twice or forgotten as helpers become idle or busy.
-    prepared, index = make_minibatch()
+    _, prepared, index = ppo(TrainingConfig())
     trajectory, sharded = make_sharded(ppo, helpers=3, finely=True)
     net = sharded.objective.net
-    monkeypatch.setattr("rl_bench.training.sharding.PIECE_ROWS", 2)
+    sharded.objective.piece = lambda batch: 2
     sharded.begin(trajectory, prepared)
     sharded.idle = lambda: []
     expected = sharded.of(index)
@@ -162,7 +164,7 @@ def test_helpers_that_come_and_go_change_nothing(monkeypatch):
 
 
 def test_the_optimiser_steps_the_weights_that_the_helpers_read():
-    config = TrainingConfig(batch_size=12, learning_rate=5e-4, normalise_rewards=False)
+    config = TrainingConfig(batch_size=12, normalise_rewards=False)
     trajectory, sharded = make_sharded(ppo, helpers=1, config=config)
     agent = PPO(sharded.objective.net, config, seed=0, gradient=sharded)
     before = {name: w.clone() for name, w in sharded.shared.weights.items()}
@@ -177,12 +179,12 @@ def test_the_optimiser_steps_the_weights_that_the_helpers_read():
 def make_agent(algorithm, net, config, gradient=None):
     if algorithm is ppo:
         return PPO(net, config, seed=0, gradient=gradient)
-    return IMPALA(net, ImpalaConfig(), config, seed=0, gradient=gradient)
+    return IMPALA(net, UNROLLS, config, seed=0, gradient=gradient)
 
 
 @pytest.mark.parametrize("algorithm", [ppo, impala])
 def test_sharded_updates_follow_the_central_ones(algorithm):
-    config = TrainingConfig(batch_size=12, learning_rate=5e-4, n_epochs=2, normalise_rewards=False)
+    config = TrainingConfig(batch_size=12, n_epochs=2, normalise_rewards=False)
     trajectory, sharded = make_sharded(algorithm, helpers=1, config=config)
     agents = [
         make_agent(algorithm, sharded.objective.net, config, sharded),
