@@ -105,11 +105,8 @@ def check_gradient(config: Config, cores: int) -> None:
         )
 
 
-def settle_steps(config: Config, algorithm: str) -> Config:
-    """What each step of the optimiser learns from, and how far it goes.
-
-    Minibatches must share a rollout out evenly. Raises: ConfigError.
-    """
+def settle_batches(config: Config, algorithm: str) -> Config:
+    """Minibatches must share a rollout out evenly. Raises: ConfigError."""
     training = config.training
     assert training.num_envs is not None, "it is settled before"
     size = training.batch_size or DEFAULT_BATCH_SIZE[algorithm]

@@ -42,6 +42,12 @@ class Objective(Protocol):
         """
 
 
+def add_metrics(sums: Metrics, more: Metrics) -> None:
+    """Add metrics to what was summed so far."""
+    for name, value in more.items():
+        sums[name] = sums.get(name, 0.0) + value
+
+
 def split_evenly(size: int, parts: int) -> list[slice]:
     """Consecutive shares of nearly equal size."""
     bounds = [size * part // parts for part in range(parts + 1)]

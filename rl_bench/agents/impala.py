@@ -14,6 +14,7 @@ from rl_bench.agents.gradient import (
     Gradient,
     Metrics,
     Prepared,
+    add_metrics,
     split_evenly,
 )
 from rl_bench.agents.learner import Learner
@@ -56,8 +57,7 @@ class VTraceObjective:
             weight = len(chosen) / len(index)
             losses = self.losses(batch.unrolls(self.unroll_length, chosen))
             (losses["train/loss"] * weight).backward()
-            for name, loss in losses.items():
-                sums[name] = sums.get(name, 0.0) + loss.item() * weight
+            add_metrics(sums, {name: loss.item() * weight for name, loss in losses.items()})
         return sums
 
     def losses(self, batch: Trajectory) -> dict[str, torch.Tensor]:
@@ -146,7 +146,7 @@ class IMPALA(Learner):
         """Unrolls, in a new order each time."""
         count = trajectory.timesteps // self.unroll_length
         order = torch.randperm(count, generator=self.generator)
-        yield from order.split(max(1, self.batch_size // self.unroll_length))
+        yield from order.split(self.batch_size // self.unroll_length)
 
 
 def make_optimiser(

@@ -11,7 +11,14 @@ from typing import Any
 
 import torch
 
-from rl_bench.agents.gradient import Gradient, LocalGradient, Metrics, Objective, Prepared
+from rl_bench.agents.gradient import (
+    Gradient,
+    LocalGradient,
+    Metrics,
+    Objective,
+    Prepared,
+    add_metrics,
+)
 from rl_bench.agents.optimisation import (
     clip_and_step,
     require_finite,
@@ -76,8 +83,7 @@ class Learner:
         for index in self.minibatches(trajectory):
             metrics = self._step(index)
             count += 1
-            for name, value in metrics.items():
-                sums[name] = sums.get(name, 0.0) + value
+            add_metrics(sums, metrics)
             if self.has_learned_enough(metrics):
                 break
         means: dict[str, float | None] = {name: value / count for name, value in sums.items()}

@@ -8,8 +8,8 @@ from rl_bench.config import Config
 from rl_bench.config_rules import (
     check_gradient,
     check_vtrace,
+    settle_batches,
     settle_policy_lag,
-    settle_steps,
     settle_unrolls,
     share_out_environments,
 )
@@ -32,7 +32,7 @@ def resolve(config: Config, mode: Mode) -> Config:
     elif config.training.num_envs is None:
         total = share_out_environments(config, cores=1).training.num_envs
         config = config.replace(training__num_envs=total)
-    config = settle_steps(config, mode.algorithm)
+    config = settle_batches(config, mode.algorithm)
     if mode.algorithm == "impala":
         config = settle_unrolls(config)
         check_vtrace(config)

@@ -5,7 +5,7 @@ the learner's weights in shared memory, each writes its gradient into shared mem
 the learner adds them up and takes the step. A share is weighed by what it holds, so the sum is the
 gradient of the whole minibatch (within rounding).
 
-A worker that is lost in the middle of an update has its share computed by the learner.
+The share of a worker that is lost within an update is computed by another, or by the learner.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from rl_bench.agents.gradient import Metrics, Objective, Prepared, split_evenly
+from rl_bench.agents.gradient import Metrics, Objective, Prepared, add_metrics, split_evenly
 from rl_bench.nets import ActorCritic
 from rl_bench.rollout.handle import WorkerLost
 from rl_bench.rollout.processes import WorkerPool
@@ -135,7 +135,7 @@ class ShardedGradient:
         while left or asked:
             while left:
                 mine = self._hand_out(left, asked, len(index))
-                _add(metrics, self.objective.backward(self.batch, index, mine))
+                add_metrics(metrics, self.objective.backward(self.batch, index, mine))
                 if left:
                     self._take_in(asked, left, metrics, wait=False)
             self._take_in(asked, left, metrics, wait=True)
@@ -180,12 +180,7 @@ class ShardedGradient:
             if reply is None:
                 continue
             del asked[helper]
-            _add(metrics, reply[1])
+            add_metrics(metrics, reply[1])
             for name, parameter in self.objective.net.named_parameters():
                 assert parameter.grad is not None
                 parameter.grad.add_(self.shared.gradients[f"{helper}/{name}"])
-
-
-def _add(metrics: Metrics, more: Metrics) -> None:
-    for name, value in more.items():
-        metrics[name] = metrics.get(name, 0.0) + value

@@ -14,7 +14,7 @@ from rl_bench.config_files import (
     schema,
     to_yaml,
 )
-from rl_bench.config_rules import settle_steps, settle_unrolls, share_out_environments
+from rl_bench.config_rules import settle_batches, settle_unrolls, share_out_environments
 from rl_bench.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -154,10 +154,10 @@ def test_resolved_configuration_round_trips_through_its_file(tmp_path):
 
 def test_batch_must_divide_the_rollout():
     config = share_out_environments(Config(), cores=1)
-    assert settle_steps(config, "ppo").training.batch_size == 1024
-    assert settle_steps(config, "impala").training.batch_size == 256
+    assert settle_batches(config, "ppo").training.batch_size == 1024
+    assert settle_batches(config, "impala").training.batch_size == 256
     with pytest.raises(ConfigError, match=r"1000 does not divide the rollout of 4096 .*1024"):
-        settle_steps(config.replace(training__batch_size=1000), "ppo")
+        settle_batches(config.replace(training__batch_size=1000), "ppo")
 
 
 def test_every_setting_explains_itself():
@@ -169,7 +169,7 @@ def test_every_setting_explains_itself():
 def test_files_in_config_are_valid(path):
     for cores in (1, 2, 16):
         config = share_out_environments(build_config(load_yaml(path)), cores=cores)
-        config = settle_steps(config, path.name.split("_")[0])
+        config = settle_batches(config, path.name.split("_")[0])
         assert settle_unrolls(config).impala.unroll_length == 16
 
 
