@@ -15,17 +15,21 @@ IMPALA_HOURS := $(or $(DURATION),0.5)
 short         = $(shell LC_ALL=C printf '%g' $(1) 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev test check train train-timed train-parallel train-parallel-timed \
+.PHONY: help install install-dev install-video test check train train-timed train-parallel train-parallel-timed \
 	train-impala train-impala-timed train-impala-parallel train-impala-parallel-timed \
-	tensorboard clean
+	evaluate evaluate-ppo evaluate-impala compare benchmark tensorboard clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-28s %s\n", $$1, $$2}'
-	@echo; echo '  Timed targets take DURATION=hours; training targets take ARGS="--flag value …".'
+	@echo; echo '  Timed targets take DURATION=hours; all that run a script take ARGS="--flag value …".'
+	@echo '  make benchmark takes ARMS="…" SEEDS="…" GAMES="…" DURATION=hours.'
 
 install: $(VENV)/.installed  ## set up .venv with what a run needs
 
 install-dev: $(VENV)/.installed-dev
+
+install-video: $(VENV)/.installed  ## add what --video FILE.mp4 needs
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-video.txt
 
 $(VENV)/bin/python:
 	@test -n "$(PYTHON)" || { echo "error: Python 3.10, 3.11 or 3.12 is needed and was not found; set PYTHON=/path/to/python" >&2; exit 2; }
@@ -37,8 +41,9 @@ $(VENV)/.installed: requirements.txt | $(VENV)/bin/python
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	@touch $@
 
-$(VENV)/.installed-dev: requirements-dev.txt $(VENV)/.installed
+$(VENV)/.installed-dev: requirements-dev.txt requirements-video.txt $(VENV)/.installed
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-video.txt
 	@touch $@
 
 test: $(VENV)/.installed-dev  ## run the test suite
@@ -74,6 +79,22 @@ train-impala-parallel: $(VENV)/.installed  ## IMPALA, actors in worker processes
 train-impala-parallel-timed: $(VENV)/.installed  ## the same for DURATION hours (default 0.5)
 	$(BIN)/python train_impala_parallel_timed.py --duration $(IMPALA_HOURS) \
 		--output-dir benchmarks/impala_parallel_$(call short,$(IMPALA_HOURS))h $(ARGS)
+
+evaluate: $(VENV)/.installed  ## the newest final checkpoint, on training and held-out levels
+	$(BIN)/python evaluate_universal.py $(ARGS)
+
+evaluate-ppo: $(VENV)/.installed  ## the newest one of PPO
+	$(BIN)/python evaluate_universal.py --algorithm ppo $(ARGS)
+
+evaluate-impala: $(VENV)/.installed  ## the newest one of IMPALA
+	$(BIN)/python evaluate_universal.py --algorithm impala $(ARGS)
+
+compare: $(VENV)/.installed  ## sequential_1h with parallel_1h, or all finished timed runs
+	$(BIN)/python compare_results.py $(ARGS)
+
+benchmark: $(VENV)/.installed  ## train ARMS × SEEDS × GAMES for DURATION hours each, evaluate, compare
+	$(BIN)/python run_benchmark.py $(if $(ARMS),--arms $(ARMS)) $(if $(SEEDS),--seeds $(SEEDS)) \
+		$(if $(GAMES),--games $(GAMES)) $(if $(DURATION),--duration $(DURATION)) $(ARGS)
 
 tensorboard: $(VENV)/.installed  ## show logs/ and benchmarks/ in a browser (port 6006)
 	$(BIN)/tensorboard --logdir_spec logs:logs,benchmarks:benchmarks

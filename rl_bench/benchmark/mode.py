@@ -7,6 +7,8 @@ from pathlib import Path
 
 from rl_bench.config import LoggingConfig
 
+# Of the JSON files that a run leaves behind; readers refuse others.
+SCHEMA_VERSION = 1
 DISPLAY = {"ppo": "PPO", "impala": "IMPALA", "sequential": "Sequential", "parallel": "Parallel"}
 
 

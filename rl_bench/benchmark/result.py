@@ -12,14 +12,13 @@ from typing import Any
 import numpy as np
 
 from rl_bench import system
-from rl_bench.benchmark.mode import DISPLAY, Mode, RunPaths
+from rl_bench.benchmark.mode import DISPLAY, SCHEMA_VERSION, Mode, RunPaths
 from rl_bench.config import Config
 from rl_bench.monitor import ResourceMonitor
 from rl_bench.storage import write_json
 from rl_bench.training.recorder import LEARNING_KEYS, Recorder
 from rl_bench.training.stopping import SECONDS_PER_HOUR, Limit, Stopwatch
 
-SCHEMA_VERSION = 1
 MILLION = 1e6
 
 

@@ -1,69 +1,46 @@
-"""What a person sees: banner, progress, summary. The only place that prints.
+"""What a person sees of a run: banner, progress, summary.
 
 On a terminal a tqdm bar with the time left; through a pipe or under nohup plain lines.
 """
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, TextIO
 
-from tqdm import tqdm
-
-from rl_bench.streams import discard
+from rl_bench.streams import Output
 from rl_bench.training.stopping import SECONDS_PER_HOUR, Limit
 
 WIDTH = 70
 
 
 class Console:
-    """Writes to `stream` (standard output); characters it cannot encode are replaced."""
+    """Writes to `stream` (standard output)."""
 
     def __init__(self, limit: Limit, stream: TextIO | None = None) -> None:
         self.limit = limit
-        self.stream = stream or sys.stdout or open(os.devnull, "w")  # noqa: SIM115 - for the run
-        self._bar: tqdm | None = None
-        self._reader_is_gone = False
-
-    def line(self, text: str = "") -> None:
-        """Show a line. Once nobody reads any more (`| head`, a closed terminal), say nothing."""
-        if self._reader_is_gone:
-            return
-        text = _encodable(text, getattr(self.stream, "encoding", None) or "utf-8")
-        try:
-            if self._bar is not None:
-                self._bar.write(text, file=self.stream)
-            else:
-                print(text, file=self.stream, flush=True)
-        except OSError:
-            self._reader_is_gone = True
-            self._bar = None
-            discard(self.stream)
+        self.out = Output(stream)
+        self.line = self.out.line
 
     def block(self, title: str, lines: Sequence[str]) -> None:
-        for text in ["=" * WIDTH, title, "=" * WIDTH, *lines, "=" * WIDTH]:
-            self.line(text)
+        self.out.block(title, lines, width=WIDTH)
 
     def start(self) -> None:
         """Open the bar, where there is a terminal to draw on."""
-        if self.stream.isatty():
-            timed = self.limit.unit == "seconds"
-            self._bar = tqdm(
-                total=round(self.limit.limit),
-                initial=min(round(self.limit.reached()), round(self.limit.limit)),
-                unit="s" if timed else "step",
-                unit_scale=not timed,
-                file=self.stream,
-                dynamic_ncols=True,
-                bar_format=TIMED_BAR if timed else None,
-            )
+        timed = self.limit.unit == "seconds"
+        self.out.open_bar(
+            total=round(self.limit.limit),
+            initial=self._spent(),
+            unit="s" if timed else "step",
+            unit_scale=not timed,
+            bar_format=TIMED_BAR if timed else None,
+        )
 
     def tick(self) -> None:
-        if self._bar is not None and not self._reader_is_gone:
-            spent = min(round(self.limit.reached()), round(self.limit.limit))
-            self._bar.update(spent - self._bar.n)
+        self.out.advance_to(self._spent())
+
+    def _spent(self) -> int:
+        return min(round(self.limit.reached()), round(self.limit.limit))
 
     def row(self, row: Mapping[str, Any]) -> None:
         prefix = ""
@@ -81,9 +58,7 @@ class Console:
         )
 
     def finish(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
+        self.out.close_bar()
 
     def summary(self, result: Mapping[str, Any], saved_to: str) -> None:
         performance = result["performance"]
@@ -111,14 +86,6 @@ class Console:
 
 
 TIMED_BAR = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} s [{elapsed}<{remaining}]"
-
-
-def _encodable(text: str, encoding: str) -> str:
-    try:
-        text.encode(encoding)
-    except UnicodeEncodeError:
-        text = text.replace("±", "+/-").replace("×", "x")
-    return text.encode(encoding, errors="replace").decode(encoding)
 
 
 def _number(value: float | None, form: str) -> str:

@@ -18,13 +18,13 @@ from torch.utils.tensorboard import SummaryWriter
 
 from rl_bench.errors import StorageError
 from rl_bench.monitor import ResourceMonitor
+from rl_bench.rows import Row, read_rows
 from rl_bench.storage import write_text
 from rl_bench.training.deliveries import DeliveryTracker
 from rl_bench.training.episodes import EpisodeTracker
 from rl_bench.training.stopping import Stopwatch
 from rl_bench.types import Counters, Trajectory
 
-Row = dict[str, float | int | None]
 LEARNING_KEYS = ("policy_loss", "value_loss", "entropy")
 
 
@@ -182,30 +182,6 @@ class Recorder:
         self.marks = [(seconds, int(steps)) for seconds, steps in state["marks"].tolist()]
         self.first_losses = dict(state["first_losses"])
         self.last_losses = dict(state["last_losses"])
-
-
-def read_rows(path: Path) -> tuple[list[Row], int]:
-    """The rows of a `metrics.jsonl` and how many lines were skipped.
-
-    Half a line at the end of a killed run and repeated steps are skipped and counted; of a
-    repeated step the last row counts.
-    """
-    rows: dict[int, Row] = {}
-    skipped = 0
-    try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    except FileNotFoundError:
-        return [], 0
-    for line in lines:
-        try:
-            row = json.loads(line)
-            step = int(row["time/total_timesteps"])
-        except (ValueError, KeyError, TypeError):
-            skipped += 1
-            continue
-        skipped += step in rows
-        rows[step] = row
-    return [rows[step] for step in sorted(rows)], skipped
 
 
 def _finite(value: float | int | None) -> float | int | None:

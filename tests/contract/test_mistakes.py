@@ -3,6 +3,7 @@
 import pytest
 
 from tests.conftest import SMALL
+from tests.synthetic import make_run
 
 SCRIPT = "train_ppo_sequential.py"
 MISTAKES = {
@@ -149,3 +150,104 @@ def test_help_explains_every_flag(name, script):
         assert flag in done.stdout
     assert ("--duration HOURS" in done.stdout) == ("timed" in name)
     assert ("--num-envs-per-actor N" in done.stdout) == ("parallel" in name)
+
+
+EVALUATION_MISTAKES = {
+    "missing": (["--checkpoint", "missing.pt"], "cannot read checkpoint 'missing.pt'"),
+    "nothing there": (
+        [],
+        "no final checkpoint under checkpoints or benchmarks/; `make train-timed",
+    ),
+    "none of impala": (["--algorithm", "impala"], "no final impala checkpoint"),
+    "empty directory": (["--checkpoint", "."], "there is no checkpoint in '.'"),
+    "algorithm": (["--algorithm", "dqn"], "invalid choice: 'dqn'"),
+    "episodes": (["--num-episodes", "0"], "--num-episodes: 0 is too small"),
+    "seed": (["--seed", "-1"], "--seed: -1 is not between"),
+    "unknown flag": (["--num-episode", "3"], "did you mean --num-episodes?"),
+}
+
+
+@pytest.mark.parametrize("case", EVALUATION_MISTAKES)
+def test_mistakes_of_evaluation(case, script):
+    args, message = EVALUATION_MISTAKES[case]
+    expect_one_line(script("evaluate_universal.py", *args), message)
+    assert list(script.directory.iterdir()) == []
+
+
+def expect_one_line(done, message):
+    assert done.returncode == 2, done.stderr
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert message in line
+    assert done.stdout == ""
+
+
+COMPARISON_MISTAKES = {
+    "nothing there": ([], "no finished timed run under benchmarks/"),
+    "missing": (["--runs", "A=nowhere", "B=good"], "there is no directory 'nowhere'"),
+    "no metrics": (
+        ["--sequential", "good", "--parallel", "empty"],
+        "has no benchmark_metrics.json",
+    ),
+    "corrupt": (["--runs", "A=good", "B=corrupt"], "is not valid JSON"),
+    "schema": (["--runs", "A=good", "B=future"], "has schema version 99"),
+    "twice": (["--sequential", "good", "--parallel", "./good"], "is named twice"),
+    "games": (["--runs", "A=good", "B=maze"], "no game in common (A: procgen-coinrun-v0; B: pro"),
+    "form": (["--runs", "good"], "expected LABEL=DIR[,DIR…], got 'good'"),
+    "label": (["--runs", "A=good", "A=maze"], "the label 'A' is there twice"),
+    "picture": (["--runs", "A=good", "--output", "x.doc"], "must end in .png, .pdf, .svg"),
+}
+
+
+@pytest.mark.parametrize("case", COMPARISON_MISTAKES)
+def test_mistakes_of_comparison(case, script):
+    args, message = COMPARISON_MISTAKES[case]
+    root = script.directory
+    make_run(root / "good")
+    make_run(root / "maze", game="maze")
+    make_run(root / "future", schema_version=99)
+    (make_run(root / "corrupt") / "benchmark_metrics.json").write_text('{"schema_version":')
+    (root / "empty").mkdir()
+    before = sorted(root.iterdir())
+    expect_one_line(script("compare_results.py", *args), message)
+    assert sorted(root.iterdir()) == before
+
+
+BENCHMARK_MISTAKES = {
+    "arm": (["--arms", "ppo"], "'ppo' is not one of ppo_sequential"),
+    "seed": (["--seeds", "x"], "expected a whole number, got 'x'"),
+    "seed twice": (["--seeds", "1", "1"], "--seeds: one is named twice (1, 1)"),
+    "game": (["--games", "coinrum"], "neither a Procgen game nor a Gymnasium id"),
+    "game twice": (["--games", "maze", "procgen-maze-v0"], "--games: one is named twice"),
+    "mode": (["--set", "env.distribution_mode=extreme"], "coinrun has no mode 'extreme'"),
+    "duration": (["--duration", "0"], "must be above 0"),
+    "episodes": (["--num-episodes", "0"], "is not a number above 0"),
+    "setting": (["--set", "training.gama=1"], "did you mean 'training.gamma'?"),
+    "own flag": (["--set", "env.seed=1"], "the benchmark has a flag of its own"),
+    "file": (["--config", "missing.yaml"], "cannot read 'missing.yaml'"),
+    "key": (["--config", "wrong.yaml"], "unknown 'seed'; known: arms, seeds"),
+}
+
+
+@pytest.mark.parametrize("case", BENCHMARK_MISTAKES)
+def test_mistakes_of_the_benchmark(case, script):
+    args, message = BENCHMARK_MISTAKES[case]
+    (script.directory / "wrong.yaml").write_text("seed: [1]\n")
+    expect_one_line(script("run_benchmark.py", *args), message)
+    assert [path.name for path in script.directory.iterdir()] == ["wrong.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("name", "flags"),
+    [
+        ("evaluate_universal.py", ("--checkpoint", "--num-episodes", "--deterministic", "--video")),
+        ("evaluate.py", ("--algorithm", "--seed", "--start-level")),
+        ("compare_results.py", ("--sequential", "--parallel", "--runs", "--output")),
+        ("run_benchmark.py", ("--arms", "--seeds", "--games", "--duration", "--config")),
+    ],
+)
+def test_help_of_the_other_scripts(name, flags, script):
+    done = script(name, "--help")
+    assert done.returncode == 0
+    for flag in flags:
+        assert flag in done.stdout

@@ -1,25 +1,18 @@
-"""The only argument parser: every flag of every entry script is described here, once.
-
-Heavy modules are imported inside functions, so that `--help` and a mistake answer at once.
-"""
+"""The training scripts: every flag is described here, once."""
 
 from __future__ import annotations
 
-import argparse
-import difflib
-import logging
-import signal
 import sys
-import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from rl_bench import fork_server
 from rl_bench.benchmark.mode import Mode
+from rl_bench.cli.command import OneLineParser, run_command
 from rl_bench.config_files import (
     Layer,
     build_config,
@@ -27,11 +20,8 @@ from rl_bench.config_files import (
     load_yaml,
     schema,
 )
-from rl_bench.errors import ConfigError, RlBenchError
-from rl_bench.interrupts import Interrupted, SignalGuard
-from rl_bench.streams import say
-
-logger = logging.getLogger("rl_bench")
+from rl_bench.errors import ConfigError
+from rl_bench.interrupts import SignalGuard
 
 
 @dataclass(frozen=True)
@@ -85,25 +75,9 @@ def flags_of(mode: Mode) -> tuple[Flag, ...]:
     )
 
 
-class OneLineParser(argparse.ArgumentParser):
-    """Answers a mistake with one line and the nearest flag."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message}; {self.prog} --help lists the flags")
-
-    def nearest(self, flag: str) -> str:
-        known = [option for action in self._actions for option in action.option_strings]
-        close = difflib.get_close_matches(flag, known, n=1)
-        return f"; did you mean {close[0]}?" if close else ""
-
-
 def training_parser(mode: Mode) -> OneLineParser:
     """The parser of one training script, made from the flags that its mode has."""
-    parser = OneLineParser(
-        prog=f"python {Path(sys.argv[0]).name}",
-        description=f"{mode.title}. Flags win over --config, which wins over the defaults.",
-        allow_abbrev=False,
-    )
+    parser = OneLineParser(f"{mode.title}. Flags win over --config, which wins over the defaults.")
     parser.add_argument("--config", metavar="FILE", help="YAML file with settings")
     for flag in flags_of(mode):
         field = schema()[flag.setting]
@@ -136,10 +110,7 @@ def training_parser(mode: Mode) -> OneLineParser:
 
 def parse_settings(parser: OneLineParser, mode: Mode, argv: Sequence[str]) -> Any:
     """Parsed arguments and the settings they make. Raises: ConfigError."""
-    arguments, unknown = parser.parse_known_args(argv)
-    if unknown:
-        first = unknown[0]
-        parser.error(f"unknown argument '{first}'{parser.nearest(first)}")
+    arguments = parser.parse_strictly(argv)
     given = [
         (flag.flag, flag.setting, getattr(arguments, flag.flag[2:].replace("-", "_")))
         for flag in flags_of(mode)
@@ -171,41 +142,13 @@ def settle_output(merged: dict[str, Any], layers: Sequence[Layer], mode: Mode) -
 
 
 def train(algorithm: str, rollouts: str, stop: str, argv: Sequence[str] | None = None) -> int:
-    """Entry point of the training scripts; returns the exit code.
+    """Entry point of the training scripts; returns the exit code (`run_command` lists them).
 
-    0 success; 2 a user's mistake, with one line on stderr; 130 after Ctrl+C; 143 after SIGTERM;
-    1 any other failure, with one line on stderr and the traceback in the run's run.log.
+    A traceback goes into the run's run.log.
     """
     started = time.perf_counter()
     mode = Mode(algorithm, rollouts, stop)
-    guard = SignalGuard()
-    guard.install()
-    _log_to_stderr()
-    try:
-        require_python()
-        return _train(mode, guard, list(sys.argv[1:] if argv is None else argv), started)
-    except Interrupted as interrupted:
-        say(f"{interrupted}: stopped")
-        return interrupted.exit_code
-    except Exception as error:  # noqa: BLE001 - raised again unless it is understood
-        return _answer(error, guard)
-
-
-def _answer(error: Exception, guard: SignalGuard) -> int:
-    """One line for the user, and the exit code. What is no error of the user's is raised again."""
-    if guard.raised:
-        say(f"{Interrupted(guard.received or signal.SIGINT)}: stopped")
-        return guard.exit_code
-    if isinstance(error, RlBenchError):
-        say(f"error: {' '.join(str(error).split())}")
-        return error.exit_code
-    if isinstance(error, ModuleNotFoundError):
-        say(f"error: the package '{error.name}' is missing; `make install` sets up .venv with it")
-        return 1
-    if isinstance(error, OSError):
-        say(f"error: {error}")
-        return 1
-    raise error
+    return run_command(lambda guard, rest: _train(mode, guard, rest, started), argv)
 
 
 def _train(mode: Mode, guard: SignalGuard, argv: list[str], started: float) -> int:
@@ -237,22 +180,3 @@ def _train(mode: Mode, guard: SignalGuard, argv: list[str], started: float) -> i
         ),
         guard,
     )
-
-
-def require_python() -> None:
-    """Raises: ConfigError outside Python 3.10 to 3.12."""
-    if not (3, 10) <= sys.version_info[:2] <= (3, 12):
-        version = ".".join(map(str, sys.version_info[:3]))
-        raise ConfigError(f"Python 3.10, 3.11 or 3.12 is needed, this is {version}")
-
-
-def _log_to_stderr() -> None:
-    # A full disk must not turn the run's log, or TensorBoard's writer thread, into noise: what
-    # matters of it is raised in the main thread.
-    logging.raiseExceptions = False
-    threading.excepthook = lambda problem: logger.debug("in a thread: %s", problem.exc_value)
-    logger.setLevel(logging.DEBUG)
-    handler = logging.StreamHandler()
-    handler.setLevel(logging.WARNING)
-    handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
-    logger.addHandler(handler)

@@ -1,0 +1,98 @@
+"""What all commands share: the parser, signals, and the one line that answers a failure."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import logging
+import signal
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from rl_bench.errors import ConfigError, RlBenchError
+from rl_bench.interrupts import Interrupted, SignalGuard
+from rl_bench.streams import say
+
+logger = logging.getLogger("rl_bench")
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """Answers a mistake with one line and the nearest flag."""
+
+    def __init__(self, description: str) -> None:
+        super().__init__(
+            prog=f"python {Path(sys.argv[0]).name}", description=description, allow_abbrev=False
+        )
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}; {self.prog} --help lists the flags")
+
+    def parse_strictly(self, argv: Sequence[str]) -> argparse.Namespace:
+        """Parse all of `argv`. Raises: ConfigError, with the nearest flag for an unknown one."""
+        arguments, unknown = self.parse_known_args(argv)
+        if unknown:
+            known = [option for action in self._actions for option in action.option_strings]
+            close = difflib.get_close_matches(unknown[0], known, n=1)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            self.error(f"unknown argument '{unknown[0]}'{hint}")
+        return arguments
+
+
+def run_command(
+    body: Callable[[SignalGuard, list[str]], int], argv: Sequence[str] | None = None
+) -> int:
+    """Run `body(guard, argv)`; returns the exit code.
+
+    0 success; 2 a user's mistake, with one line on stderr; 130 after Ctrl+C; 143 after SIGTERM;
+    1 any other failure, with one line on stderr.
+    """
+    guard = SignalGuard()
+    guard.install()
+    _log_to_stderr()
+    try:
+        require_python()
+        return body(guard, list(sys.argv[1:] if argv is None else argv))
+    except Interrupted as interrupted:
+        say(f"{interrupted}: stopped")
+        return interrupted.exit_code
+    except Exception as error:  # noqa: BLE001 - raised again unless it is understood
+        return _answer(error, guard)
+
+
+def _answer(error: Exception, guard: SignalGuard) -> int:
+    """One line for the user, and the exit code. What is no error of the user's is raised again."""
+    if guard.raised:
+        say(f"{Interrupted(guard.received or signal.SIGINT)}: stopped")
+        return guard.exit_code
+    if isinstance(error, RlBenchError):
+        say(f"error: {' '.join(str(error).split())}")
+        return error.exit_code
+    if isinstance(error, ModuleNotFoundError):
+        say(f"error: the package '{error.name}' is missing; `make install` sets up .venv with it")
+        return 1
+    if isinstance(error, OSError):
+        say(f"error: {error}")
+        return 1
+    raise error
+
+
+def require_python() -> None:
+    """Raises: ConfigError outside Python 3.10 to 3.12."""
+    if not (3, 10) <= sys.version_info[:2] <= (3, 12):
+        version = ".".join(map(str, sys.version_info[:3]))
+        raise ConfigError(f"Python 3.10, 3.11 or 3.12 is needed, this is {version}")
+
+
+def _log_to_stderr() -> None:
+    # A full disk must not turn the run's log, or TensorBoard's writer thread, into noise: what
+    # matters of it is raised in the main thread.
+    logging.raiseExceptions = False
+    threading.excepthook = lambda problem: logger.debug("in a thread: %s", problem.exc_value)
+    logger.setLevel(logging.DEBUG)
+    handler = logging.StreamHandler()
+    handler.setLevel(logging.WARNING)
+    handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+    logger.addHandler(handler)

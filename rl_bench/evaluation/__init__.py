@@ -1,0 +1,1 @@
+"""Evaluation of a trained policy on levels that it knows and on levels that it has not seen."""

@@ -1,0 +1,103 @@
+"""Plays a fixed number of episodes in each of many environments with a policy that stands still.
+
+For one seed, the k-th episode of environment i is the same level whatever the policy does, so a
+quota for each environment gives every policy the same levels, and short episodes no more weight
+than long ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from rl_bench.envs import VectorEnv
+from rl_bench.nets import ActorCritic
+
+
+@dataclass
+class Episodes:
+    """Finished episodes in the order of their environments, then of time.
+
+    `returns` are sums of raw rewards, `lengths` are timesteps; `cut`: ended by a time limit.
+    """
+
+    returns: list[float] = field(default_factory=list)
+    lengths: list[int] = field(default_factory=list)
+    cut: list[bool] = field(default_factory=list)
+
+
+def quotas(num_episodes: int, num_envs: int) -> np.ndarray:
+    """Episodes of each environment [B]; the first ones play one more where it does not divide."""
+    each, more = divmod(num_episodes, num_envs)
+    return np.array([each + (i < more) for i in range(num_envs)])
+
+
+@torch.inference_mode()
+def play(
+    policy: ActorCritic,
+    env: VectorEnv,
+    *,
+    num_episodes: int,
+    deterministic: bool,
+    seed: int,
+    time_limit: int | None = None,
+    on_episode: Callable[[], None] = lambda: None,
+    on_frame: Callable[[np.ndarray, np.ndarray], None] | None = None,
+) -> Episodes:
+    """Play `num_episodes` in all; environments that have played their quota are ignored.
+
+    `seed` is that of the sampled actions; the environment has its own. `on_frame` gets every
+    observation that is acted on [B, *] with the number of each environment's episode [B].
+    """
+    quota = quotas(num_episodes, env.num_envs)
+    generator = torch.Generator().manual_seed(seed)
+    played = np.zeros(env.num_envs, dtype=np.int64)
+    returns, lengths = np.zeros(env.num_envs), np.zeros(env.num_envs, dtype=np.int64)
+    finished: list[Episodes] = [Episodes() for _ in range(env.num_envs)]
+    obs = env.reset()
+    while (playing := played < quota).any():
+        if on_frame is not None:
+            on_frame(obs, played)
+        step = env.step(_act(policy, obs, playing, deterministic, generator))
+        obs = step.obs
+        returns += step.rewards
+        lengths += 1
+        ended = step.terminated | step.truncated
+        for i in np.flatnonzero(ended & playing):
+            finished[i].returns.append(float(returns[i]))
+            finished[i].lengths.append(int(lengths[i]))
+            cut = bool(step.truncated[i]) or (time_limit is not None and lengths[i] >= time_limit)
+            finished[i].cut.append(bool(cut))
+            on_episode()
+        played[ended] += 1
+        returns[ended] = 0.0
+        lengths[ended] = 0
+    whole = Episodes()
+    for episodes in finished:
+        whole.returns += episodes.returns
+        whole.lengths += episodes.lengths
+        whole.cut += episodes.cut
+    return whole
+
+
+def _act(
+    policy: ActorCritic,
+    obs: np.ndarray,
+    playing: np.ndarray,
+    deterministic: bool,
+    generator: torch.Generator,
+) -> np.ndarray:
+    """Actions [B, …]: of the policy where it still counts, anything elsewhere."""
+    parameters, _ = policy(torch.from_numpy(obs[playing]))
+    if deterministic:
+        chosen = policy.head.mode(parameters)
+    else:
+        # For all environments, so that one's actions do not depend on which others still play.
+        noise = policy.head.draw_noise((len(obs),), generator)[torch.from_numpy(playing)]
+        chosen = policy.head.sample(parameters, noise)
+    actions = np.zeros((len(obs), *chosen.shape[1:]), dtype=chosen.numpy().dtype)
+    actions[playing] = chosen.numpy()
+    return actions

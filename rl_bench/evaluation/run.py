@@ -1,0 +1,246 @@
+"""One evaluation from start to finish: load, play each level set, print, write."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rl_bench import storage, system
+from rl_bench.benchmark.build import identity_of, make_net
+from rl_bench.benchmark.mode import DISPLAY, SCHEMA_VERSION
+from rl_bench.config import Config
+from rl_bench.config_files import build_config, layer_from_sections
+from rl_bench.envs import canonical_name, check_env, make_vector_env
+from rl_bench.errors import CheckpointError, ConfigError
+from rl_bench.evaluation import levels, play, summary, video
+from rl_bench.evaluation.levels import LevelSet
+from rl_bench.nets import ActorCritic
+from rl_bench.streams import Output
+from rl_bench.training import checkpoint
+
+WIDTH = 60
+# The same on every machine: with the seed it decides which levels are played.
+NUM_ENVS = 64
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asked for. None: by default."""
+
+    checkpoint: Path
+    algorithm: str | None
+    num_episodes: int
+    deterministic: bool
+    seed: int
+    num_envs: int
+    num_threads: int | None
+    levels: levels.Wanted
+    output: Path | None
+    video: Path | None
+    video_episodes: int
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A checkpoint's policy and where it came from."""
+
+    path: Path
+    config: Config
+    mode: Mapping[str, Any]
+    timesteps: int
+    policy: ActorCritic
+
+    @property
+    def title(self) -> str:
+        return DISPLAY[self.mode["algorithm"]]
+
+
+def load(path: Path, algorithm: str | None) -> Trained:
+    """The acting copy of a checkpoint. Raises: CheckpointError, ConfigError."""
+    state = checkpoint.read(path)
+    if algorithm and algorithm != state["mode"]["algorithm"]:
+        raise ConfigError(
+            f"--algorithm {algorithm}: '{path}' was trained with {state['mode']['algorithm']}; "
+            "leave the flag out, the checkpoint knows"
+        )
+    config = build_config(layer_from_sections(state["config"], source=str(path)))
+    net = make_net(config)
+    differences = [
+        f"{key}: checkpoint {state['identity'].get(key)}, now {value}"
+        for key, value in identity_of(config, net).items()
+        if state["identity"].get(key) != value
+    ]
+    if differences:
+        raise CheckpointError(f"'{path}' does not fit its environment; " + "; ".join(differences))
+    net.load_state_dict(state["agent"]["net"])
+    return Trained(path, config, state["mode"], state["timesteps"], net.acting_copy())
+
+
+def evaluate(request: Request) -> Path:
+    """Play, print and write; returns the JSON file.
+
+    Raises: ConfigError, CheckpointError before anything is played; StorageError.
+    """
+    threads = request.num_threads or system.usable_cores()
+    system.prepare_process(threads)
+    trained = load(request.checkpoint, request.algorithm)
+    chosen = levels.choose(trained.config.env, request.levels)
+    _check_fit(trained, chosen)
+    num_envs = min(request.num_envs, request.num_episodes)
+    film = None
+    if request.video is not None:
+        video.check(request.video, check_env(chosen[-1].env)[0])
+        film = video.Film(min(request.video_episodes, num_envs))
+    out = Output()
+    _announce(out, trained, chosen)
+    started = time.monotonic()
+    sets: dict[str, dict[str, Any]] = {}
+    for level_set in chosen:
+        filming = film if level_set is chosen[-1] else None
+        episodes = _play(out, trained, level_set, request, num_envs, threads, filming)
+        figures = summary.summarise(episodes)
+        sets[level_set.name] = {"levels": levels.describe(level_set.levels), **figures}
+    document = _document(request, trained, chosen, sets, num_envs, time.monotonic() - started)
+    path = request.output or default_output(trained, chosen, request.deterministic)
+    _print_results(out, trained, chosen, document, path)
+    storage.write_json(path, document)
+    if film is not None and request.video is not None:
+        film.save(request.video)
+        out.line(f"Video of {len(film.frames)} episodes: {request.video}")
+    return path
+
+
+def _check_fit(trained: Trained, chosen: list[LevelSet]) -> None:
+    """Raises: ConfigError when the policy has other inputs or outputs than an environment."""
+    own = [str(space) for space in check_env(trained.config.env)]
+    for level_set in chosen:
+        other = [str(space) for space in check_env(level_set.env)]
+        if other != own:
+            raise ConfigError(
+                f"--env: the policy was made for {trained.config.env.name} "
+                f"(observations {own[0]}, actions {own[1]}), {level_set.env.name} has "
+                f"{other[0]} and {other[1]}"
+            )
+
+
+def _play(
+    out: Output,
+    trained: Trained,
+    level_set: LevelSet,
+    request: Request,
+    num_envs: int,
+    threads: int,
+    film: video.Film | None,
+) -> play.Episodes:
+    """Environments of one thread step in the caller's, as everywhere."""
+    env = make_vector_env(
+        level_set.env, num_envs, seed=request.seed, num_threads=0 if threads == 1 else threads
+    )
+    try:
+        with out.progress(request.num_episodes, f"Evaluating {level_set.name}") as tick:
+            return play.play(
+                trained.policy,
+                env,
+                num_episodes=request.num_episodes,
+                deterministic=request.deterministic,
+                seed=request.seed,
+                time_limit=levels.time_limit(level_set.env),
+                on_episode=tick,
+                on_frame=film.see if film else None,
+            )
+    finally:
+        env.close()
+
+
+def default_output(trained: Trained, chosen: list[LevelSet], deterministic: bool) -> Path:
+    """Beside the checkpoint; in another environment than it was trained in, named for that."""
+    acting = "deterministic" if deterministic else "stochastic"
+    name = f"{trained.path.stem}_evaluation_{acting}"
+    env, own = chosen[0].env, trained.config.env
+    here, there = (canonical_name(e.name).replace("/", "-") for e in (env, own))
+    if here != there or env.distribution_mode != own.distribution_mode:
+        name += f"_{here}_{env.distribution_mode}"
+    return trained.path.with_name(f"{name}.json")
+
+
+def _announce(out: Output, trained: Trained, chosen: list[LevelSet]) -> None:
+    observations, actions = check_env(chosen[0].env)
+    out.block(
+        f"Evaluating {trained.title} Agent",
+        [
+            f"Environment: {canonical_name(chosen[0].env.name)}",
+            f"Observation shape: {observations.shape}",
+            f"Number of actions: {getattr(actions, 'n', actions.shape)}",
+            "Device: cpu",
+            f"Checkpoint: {trained.path}",
+            f"Algorithm: {trained.title} ({trained.mode['rollouts']}), "
+            f"{trained.timesteps:,} timesteps",
+        ],
+        width=WIDTH,
+    )
+
+
+def _print_results(
+    out: Output,
+    trained: Trained,
+    chosen: list[LevelSet],
+    document: Mapping[str, Any],
+    path: Path,
+) -> None:
+    acting = "deterministic" if document["protocol"]["deterministic"] else "stochastic"
+    lines = [f"Policy: {acting}"]
+    for level_set in chosen:
+        lines += ["", *summary.lines_of(level_set.title, document["sets"][level_set.name])]
+    if document["generalisation_gap"]:
+        lines += ["", summary.gap_line(document["generalisation_gap"])]
+    lines += ["", f"Time: {document['seconds']:.1f} s", f"Saved to: {path}"]
+    out.block(f"{trained.title} Evaluation Results", lines, width=WIDTH)
+
+
+def _document(
+    request: Request,
+    trained: Trained,
+    chosen: list[LevelSet],
+    sets: Mapping[str, Mapping[str, Any]],
+    num_envs: int,
+    seconds: float,
+) -> dict[str, Any]:
+    env = chosen[0].env
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "kind": "evaluation",
+        "algorithm": trained.title,
+        "training_mode": trained.mode["rollouts"],
+        "date": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "checkpoint": {
+            "path": str(trained.path),
+            "timesteps": trained.timesteps,
+            "sha256": hashlib.sha256(trained.path.read_bytes()).hexdigest(),
+            "seed": trained.config.env.seed,
+        },
+        "environment": {
+            "name": canonical_name(env.name),
+            "distribution_mode": env.distribution_mode if chosen[0].levels else None,
+            "time_limit": levels.time_limit(env),
+        },
+        "protocol": {
+            "num_episodes": request.num_episodes,
+            "num_envs": num_envs,
+            "deterministic": request.deterministic,
+            "seed": request.seed,
+            "precision": trained.config.hardware.precision,
+            "num_threads": torch.get_num_threads(),
+        },
+        "sets": dict(sets),
+        "generalisation_gap": summary.generalisation_gap(sets),
+        "seconds": seconds,
+        "system": system.host_facts(),
+        "git": system.git_facts(),
+    }

@@ -1,0 +1,1 @@
+"""Comparisons of finished runs: reads files, writes tables, pictures and verdicts; no torch."""

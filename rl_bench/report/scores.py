@@ -1,0 +1,98 @@
+"""What a run is judged by: one number per run for each score. The primary one comes first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from rl_bench.report.curves import first_reaching, mean_over
+from rl_bench.report.games import score_range
+from rl_bench.report.load import Run
+
+EPISODES_IN_MEAN = 100  # of a logged mean that is worth comparing with a threshold
+
+
+@dataclass(frozen=True)
+class Score:
+    """`of(run)` is its value, None where the run has none; `unit` is empty for returns."""
+
+    key: str
+    title: str
+    of: Callable[[Run], float | None]
+    unit: str = ""
+    short: str = ""
+
+
+def _evaluated(name: str) -> Callable[[Run], float | None]:
+    def of(run: Run) -> float | None:
+        found = run.evaluation["sets"].get(name) if run.evaluation else None
+        return found["mean"] if found else None
+
+    return of
+
+
+def _gap(run: Run) -> float | None:
+    gap = run.evaluation.get("generalisation_gap") if run.evaluation else None
+    return gap["mean"] if gap else None
+
+
+HELD_OUT = Score(
+    "held_out", "return on held-out levels", _evaluated("held_out"), short="Held-out Reward"
+)
+EVALUATED = Score(
+    "evaluated", "return in evaluation", _evaluated("episodes"), short="Evaluation Reward"
+)
+TRAINING = Score("training", "return on training levels", _evaluated("training"))
+GAP = Score("gap", "generalisation gap", _gap)
+LAST_EPISODES = Score(
+    "last_episodes",
+    "return of the last 100 training episodes",
+    lambda run: run.performance("final_reward"),
+    short="Final Reward",
+)
+
+
+def area_score(seconds: float) -> Score:
+    """Mean logged return over the first `seconds` of each run, which all have in common."""
+
+    def of(run: Run) -> float | None:
+        x, y = run.series("time/elapsed_time", "rollout/ep_reward_mean")
+        return mean_over(np.array(x), np.array(y), seconds) if x else None
+
+    return Score("area", f"mean return over the first {seconds / 60:.1f} min of training", of)
+
+
+def threshold_score(threshold: float) -> Score:
+    """Minutes until the mean of 100 training episodes reaches `threshold`; None: not reached."""
+
+    def of(run: Run) -> float | None:
+        points = [
+            (row["time/elapsed_time"], row["rollout/ep_reward_mean"])
+            for row in run.rows
+            if (row.get("rollout/episodes") or 0) >= EPISODES_IN_MEAN
+            and row.get("rollout/ep_reward_mean") is not None
+            and row.get("time/elapsed_time") is not None
+        ]
+        if not points:
+            return None
+        x, y = np.array(points, float).T
+        reached = first_reaching(x, y, threshold)
+        return None if reached is None else reached / 60.0
+
+    return Score("time_to_threshold", f"time to a training return of {threshold:g}", of, "min")
+
+
+def default_threshold(run: Run) -> float | None:
+    """Half way between the lowest and the highest return of the game, where they are published."""
+    limits = score_range(run.game, run.env["distribution_mode"])
+    return None if limits is None else (limits[0] + limits[1]) / 2.0
+
+
+def primary(runs: Sequence[Run]) -> Score:
+    """Held-out levels where every run was evaluated on them, else the best that all have."""
+    for score in (HELD_OUT, EVALUATED):
+        if all(score.of(run) is not None for run in runs):
+            return score
+    return LAST_EPISODES
