@@ -38,12 +38,15 @@ def run_ours(seconds: float, *flags: str, script: str = "train_timed.py") -> Mea
         ]  # fmt: skip
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL, timeout=10 * seconds + 300)
         result = json.loads((Path(directory) / "benchmark_metrics.json").read_text())
+    sequential = result["training_mode"] == "sequential"
     return {
         "timesteps": result["total_timesteps"],
         "seconds": result["elapsed_seconds"],
         "peak_memory_gb": result["resource_usage"]["peak_memory_gb"],
         "collect_seconds": result["phases"]["collect"] / result["total_updates"],
         "update_seconds": result["phases"]["update"] / result["total_updates"],
+        "num_workers": 0 if sequential else result["cpu_plan"]["num_workers"],
+        **{f"{what}_seconds": spent for what, spent in result["worker_seconds"].items()},
     }
 
 

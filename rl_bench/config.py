@@ -113,9 +113,14 @@ class ImpalaConfig:
     )
     clip_range: float | None = setting(
         0.2,
-        "how far ratios and values may leave those of the policy that acted, as in PPO; none: the "
+        "how far ratios may leave 1 before a step has no policy gradient, as in PPO; none: the "
         "paper's loss",
         above=0.0,
+    )
+    clip_value_loss: bool | None = setting(
+        None,
+        "keep values within clip_range of those of the policy that acted; auto: exactly where "
+        "rewards are scaled, as returns are of that size then",
     )
     optimiser: str = setting("adam", "how to step", choices=("adam", "rmsprop"))
     rmsprop_eps: float = setting(1e-3, "what RMSProp adds to its divisor", above=0.0)

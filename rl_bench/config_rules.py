@@ -5,13 +5,17 @@
 
 from __future__ import annotations
 
+import logging
 import math
 
 from rl_bench.config import Config
 from rl_bench.errors import ConfigError
 
+logger = logging.getLogger(__name__)
+
 DEFAULT_NUM_ENVS = 32
 DEFAULT_UNROLL_LENGTH = 16
+SHORT_UNROLL = 5  # below it targets hardly differ from those of one step
 DEFAULT_BATCH_SIZE = {"ppo": 1024, "impala": 256}
 # Updates that data may be old, by algorithm; 0: it learns from the newest policy only.
 DEFAULT_POLICY_LAG = {"ppo": 0, "impala": 8}
@@ -55,7 +59,7 @@ def settle_policy_lag(config: Config, algorithm: str, *, cores: int) -> Config:
     most = DEFAULT_POLICY_LAG[algorithm]
     if lag is None:
         ahead = most and (cores > 1 or frequency > 1)
-        lag = max(most, frequency) if ahead else 0
+        lag = most + frequency - 1 if ahead else 0
     if lag > 0 and not most:
         raise ConfigError(
             f"parallel.max_policy_lag: {lag} lets workers act with old weights; "
@@ -78,6 +82,15 @@ def settle_unrolls(config: Config) -> Config:
     divisors = [n for n in range(1, n_steps + 1) if n_steps % n == 0 and size % n == 0]
     wanted = length or DEFAULT_UNROLL_LENGTH
     nearest = min(divisors, key=lambda n: abs(math.log(n / wanted)))
+    if length is None and nearest < min(SHORT_UNROLL, n_steps):
+        logger.warning(
+            "n_steps %d and batch_size %d have no common unroll length of %d or more: V-trace "
+            "looks %d step(s) ahead only",
+            n_steps,
+            size,
+            SHORT_UNROLL,
+            nearest,
+        )
     if length is not None and length != nearest:
         raise ConfigError(
             f"impala.unroll_length: {length} does not divide both the {n_steps} steps of a rollout "

@@ -6,7 +6,9 @@ answered too.
 
 from __future__ import annotations
 
+import contextlib
 import signal
+from collections.abc import Iterator
 from types import FrameType
 
 from rl_bench.streams import say
@@ -33,6 +35,7 @@ class SignalGuard:
         self.graceful = False
         self.raised = False
         self.received: int | None = None
+        self._deferring = False
 
     def install(self) -> None:
         for signum in EXIT_CODES:
@@ -45,7 +48,19 @@ class SignalGuard:
     def exit_code(self) -> int:
         return EXIT_CODES[signal.Signals(self.received)] if self.received is not None else 0
 
+    @contextlib.contextmanager
+    def deferred(self) -> Iterator[None]:
+        """For what must not be broken off: signals that come inside are noted and do nothing."""
+        self._deferring = True
+        try:
+            yield
+        finally:
+            self._deferring = False
+
     def _handle(self, signum: int, frame: FrameType | None) -> None:
+        if self._deferring:
+            self.received = self.received or signum
+            return
         insists = self.requested()
         self.received = self.received or signum
         if insists or not self.graceful:

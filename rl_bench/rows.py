@@ -24,7 +24,7 @@ def read_rows(path: Path) -> tuple[list[Row], int]:
         try:
             row = json.loads(line)
             step = int(row["time/total_timesteps"])
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, OverflowError):  # the last of an infinite step
             skipped += 1
             continue
         skipped += step in rows

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import json
 import logging
 import os
@@ -15,12 +16,17 @@ from typing import Any
 from rl_bench.errors import ConfigError, StorageError
 
 TEMPORARY_SUFFIX = ".partial"
+RESUME = "then continue with --resume auto (earlier files are untouched)"
+# The end of a sealed file: the SHA-256 of all before it, and this.
+SEAL = b"rlbench1"
+DIGEST_SIZE = hashlib.sha256().digest_size
 
 
-def write_bytes(path: Path, data: bytes) -> None:
+def write_bytes(path: Path, data: bytes, *, advice: str = RESUME) -> None:
     """Temporary file, fsync, rename: a reader sees the old file or the new one, never half.
 
-    Raises: StorageError (disk full, read-only); what was there before is untouched.
+    Raises: StorageError (disk full, read-only); what was there before is untouched. `advice` ends
+    its message.
     """
     temporary = path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
     try:
@@ -34,7 +40,7 @@ def write_bytes(path: Path, data: bytes) -> None:
     except OSError as error:
         raise StorageError(
             f"cannot write '{path}': {error.strerror}; free space or choose another directory, "
-            "then continue with --resume auto (earlier files are untouched)"
+            f"{advice}"
         ) from error
     finally:
         with contextlib.suppress(OSError):  # renamed by now, or never made
@@ -50,14 +56,29 @@ def _sync_directory(directory: Path) -> None:
         os.close(descriptor)
 
 
-def write_json(path: Path, document: Any) -> None:
+def write_json(path: Path, document: Any, *, advice: str = RESUME) -> None:
     """As `write_bytes`; NaN and infinity are refused (ValueError), for they are not JSON."""
     text = json.dumps(document, indent=2, allow_nan=False)
-    write_bytes(path, (text + "\n").encode())
+    write_bytes(path, (text + "\n").encode(), advice=advice)
 
 
-def write_text(path: Path, text: str) -> None:
-    write_bytes(path, text.encode())
+def write_text(path: Path, text: str, *, advice: str = RESUME) -> None:
+    write_bytes(path, text.encode(), advice=advice)
+
+
+def seal(body: bytes) -> bytes:
+    """`body` with its checksum behind it, which readers of other formats do not look at."""
+    return body + hashlib.sha256(body).digest() + SEAL
+
+
+def unseal(data: bytes) -> bytes:
+    """What was sealed. Raises: ValueError, which says how the seal is broken."""
+    if data[-len(SEAL) :] != SEAL:
+        raise ValueError("its end is missing or foreign")
+    end = len(data) - DIGEST_SIZE - len(SEAL)
+    if hashlib.sha256(data[:end]).digest() != data[end : -len(SEAL)]:
+        raise ValueError("its checksum does not match")
+    return data[:end]
 
 
 def remove_leftovers(directory: Path) -> None:

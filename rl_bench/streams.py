@@ -85,7 +85,10 @@ class Output:
 
     @contextlib.contextmanager
     def progress(self, total: int, what: str) -> Iterator[Callable[[], None]]:
-        """A bar over `total` things; gives what to call after each. Silent through a pipe."""
+        """A bar over `total` things, a line for each quarter through a pipe.
+
+        Gives what to call after each thing.
+        """
         self.open_bar(total=total, desc=what)
         done = 0
 
@@ -93,6 +96,8 @@ class Output:
             nonlocal done
             done += 1
             self.advance_to(done)
+            if self.bar is None and 4 * done // total > 4 * (done - 1) // total:
+                self.line(f"{what}: {done}/{total}")
 
         try:
             yield tick

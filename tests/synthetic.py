@@ -108,7 +108,8 @@ def make_evaluation(directory: Path, result: dict[str, Any], held_out: float) ->
     }  # fmt: skip
     document = {
         "schema_version": 1, "kind": "evaluation",
-        "checkpoint": {"timesteps": result["total_timesteps"], "sha256": "0"},
+        "checkpoint": {"timesteps": result["total_timesteps"], "sha256": "0",
+                       "seed": result["config"]["env"]["seed"]},
         "protocol": {"num_episodes": 500, "num_envs": 64, "deterministic": False, "seed": 0},
         "sets": {
             "training": {"levels": {"start_level": 0, "num_levels": 200},

@@ -31,8 +31,8 @@ class VTraceObjective:
 
     All of it are means over the T × B steps; the paper sums (docs/architecture.md converts). Beyond
     the paper, and off where `clip_range` is none: a step whose ratio has left 1 ± clip_range in the
-    direction of its advantage has no policy gradient, and values are kept as near to those of the
-    policy that acted, both as in PPO.
+    direction of its advantage has no policy gradient, and with `clip_value_loss` values are kept as
+    near to those of the policy that acted, both as in PPO.
     Source: Espeholt et al. 2018 (arXiv 1802.01561), section 4.2.
     """
 
@@ -88,7 +88,7 @@ class VTraceObjective:
             values=values[:-1],
             returns=vs,
             old_values=batch.behaviour_values[:-1],
-            clip_range=cfg.clip_range,
+            clip_range=cfg.clip_range if cfg.clip_value_loss else None,
         )
         entropy = self.net.head.entropy(policy).mean()
         return {

@@ -113,7 +113,10 @@ class Learner:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.net.load_state_dict(state["net"])
+        settings = [dict(group) for group in self.optimiser.param_groups]
         self.optimiser.load_state_dict(state["optimiser"])
+        for group, now in zip(self.optimiser.param_groups, settings, strict=True):
+            group.update({key: value for key, value in now.items() if key != "params"})
         self.generator.set_state(state["generator"])
         self.updates = state["updates"]
         if self.scaler:

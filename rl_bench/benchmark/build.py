@@ -117,6 +117,7 @@ def _in_worker_processes(
                 memory.update,
                 idle=source.idle if isinstance(source, ActorSource) else lambda: helpers,
                 finely=plan.overlapped,
+                learner_threads=plan.learner_threads,
             )
         agent = make_agent(net, config, mode, gradient)
     except BaseException:

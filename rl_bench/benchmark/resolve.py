@@ -43,7 +43,9 @@ def resolve(config: Config, mode: Mode) -> Config:
     floor = config.training.advantage_floor
     if floor is None:
         floor = 0.5 if normalise else 0.0
+    clip = config.impala.clip_value_loss
     return config.replace(
+        impala__clip_value_loss=normalise if clip is None else clip,
         training__normalise_rewards=normalise,
         training__advantage_floor=floor,
         parallel__gradient=choose_gradient(config, cores, mode),
@@ -75,6 +77,9 @@ def plan_cpus(config: Config, mode: Mode) -> system.CpuPlan:
         return system.plan_one_process(threads)
     assert workers is not None
     assert config.training.batch_size is not None
-    shares = config.training.batch_size if config.parallel.gradient == "sharded" else 1
+    # What a minibatch can be cut into: timesteps, or IMPALA's unrolls.
+    unit = config.impala.unroll_length if mode.algorithm == "impala" else 1
+    most = config.training.batch_size // (unit or 1)
+    shares = most if config.parallel.gradient == "sharded" else 1
     plan = system.plan_actors if config.parallel.max_policy_lag else system.plan_workers
     return plan(threads, workers, most_shares=shares)

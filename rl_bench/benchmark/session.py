@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 FIXED_SECTIONS = ("env", "model")
 FIXED_SETTINGS = (
     "training.num_envs", "training.n_steps", "training.normalise_rewards",
-    "parallel.num_workers", "parallel.num_envs_per_worker",
+    "parallel.num_workers", "parallel.num_envs_per_worker", "impala.optimiser",
 )  # fmt: skip
 
 
@@ -114,6 +114,7 @@ class Session:
         if self.found is None:
             self.checkpoints.remove_all()
             stale = [*self.paths.results_files(), *self.paths.logs.glob("events.out.tfevents.*")]
+            stale += self.paths.checkpoints.glob(f"{self.mode.stem}_*_evaluation_*.json")
         for path in stale:
             path.unlink(missing_ok=True)
 

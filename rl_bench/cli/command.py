@@ -10,7 +10,7 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from rl_bench.errors import ConfigError, RlBenchError
 from rl_bench.interrupts import Interrupted, SignalGuard
@@ -30,15 +30,54 @@ class OneLineParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f"{message}; {self.prog} --help lists the flags")
 
+    def add_config(self) -> None:
+        """`--config FILE`: a YAML file of flags, without their dashes; flags given win."""
+        self.add_argument("--config", metavar="FILE", help="YAML file with any of these flags")
+
     def parse_strictly(self, argv: Sequence[str]) -> argparse.Namespace:
         """Parse all of `argv`. Raises: ConfigError, with the nearest flag for an unknown one."""
         arguments, unknown = self.parse_known_args(argv)
         if unknown:
-            known = [option for action in self._actions for option in action.option_strings]
-            close = difflib.get_close_matches(unknown[0], known, n=1)
-            hint = f"; did you mean {close[0]}?" if close else ""
-            self.error(f"unknown argument '{unknown[0]}'{hint}")
+            self.error(f"unknown argument '{unknown[0]}'{self._nearest(unknown[0])}")
         return arguments
+
+    def parse_with_config(self, argv: Sequence[str]) -> argparse.Namespace:
+        """As `parse_strictly`, the flags of a `--config` file coming before those of `argv`."""
+        config = self.parse_strictly(argv).config
+        return self.parse_strictly([*self._flags_in(Path(config)), *argv] if config else argv)
+
+    def _flags_in(self, path: Path) -> list[str]:
+        import yaml
+
+        try:
+            document = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ConfigError(f"cannot read '{path}': {error.strerror}") from error
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ConfigError(f"'{path}' is not YAML: {error}") from error
+        if not isinstance(document, dict):
+            raise ConfigError(f"'{path}' must hold flags and their values")
+        words: list[str] = []
+        for name, value in document.items():
+            words += self._flag(path, str(name), value)
+        return words
+
+    def _flag(self, path: Path, name: str, value: Any) -> list[str]:
+        flag = f"--{name.replace('_', '-')}"
+        found = [action for action in self._actions if flag in action.option_strings]
+        if not found or flag in ("--help", "--config"):
+            raise ConfigError(f"'{path}': unknown setting '{name}'{self._nearest(flag)}")
+        if isinstance(value, bool) and found[0].nargs == 0:
+            return [flag] if value else []
+        values = [str(v) for v in (value if isinstance(value, list) else [value])]
+        if found[0].nargs is None:  # one value for each flag, which may come often
+            return [word for v in values for word in (flag, v)]
+        return [flag, *values]
+
+    def _nearest(self, flag: str) -> str:
+        known = [option for action in self._actions for option in action.option_strings]
+        close = difflib.get_close_matches(flag, known, n=1)
+        return f"; did you mean {close[0]}?" if close else ""
 
 
 def run_command(

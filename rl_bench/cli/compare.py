@@ -26,6 +26,7 @@ def comparison_parser() -> OneLineParser:
         f"{HOURS[0]} and {HOURS[1]}, or else every finished timed run under benchmarks/, "
         "an arm for each algorithm and mode."
     )
+    parser.add_config()
     add = parser.add_argument
     add("--sequential", metavar="DIR", nargs="+", default=[], help="sequential runs (seeds)")
     add("--parallel", metavar="DIR", nargs="+", default=[], help="parallel runs (seeds)")
@@ -53,7 +54,7 @@ def comparison_parser() -> OneLineParser:
 
 
 def _compare(guard: SignalGuard, argv: list[str]) -> int:
-    arguments = comparison_parser().parse_strictly(argv)
+    arguments = comparison_parser().parse_with_config(argv)
     named = named_runs(arguments.sequential, arguments.parallel, arguments.runs)
     from rl_bench.report.load import load_arms
     from rl_bench.report.write import check_output, write_comparison
@@ -76,9 +77,9 @@ def named_runs(
     """Label → directories. Raises: ConfigError."""
     named: dict[str, list[str]] = {}
     if sequential:
-        named["Sequential"] = list(sequential)
+        named["Sequential"] = [d for part in sequential for d in _matching(part)]
     if parallel:
-        named["Parallel"] = list(parallel)
+        named["Parallel"] = [d for part in parallel for d in _matching(part)]
     for text in runs:
         label, equals, directories = text.partition("=")
         if not equals or not label or not directories:
@@ -90,8 +91,10 @@ def named_runs(
 
 
 def _matching(pattern: str) -> list[str]:
-    """The directories of a pattern; a name without wildcards stands for itself."""
-    return sorted(glob.glob(pattern)) or [pattern]
+    """The directories of a pattern; a name that exists, or matches none, stands for itself."""
+    if Path(pattern).exists():
+        return [pattern]
+    return sorted(path for path in glob.glob(pattern) if Path(path).is_dir()) or [pattern]
 
 
 def _found() -> dict[str, list[str]]:

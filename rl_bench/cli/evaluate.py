@@ -24,6 +24,7 @@ def evaluation_parser() -> OneLineParser:
         "Play episodes with the policy of a checkpoint, by default on the levels it was trained "
         "on and on held-out ones, and write the figures beside it."
     )
+    parser.add_config()
     add = parser.add_argument
     add(
         "--checkpoint",
@@ -71,12 +72,12 @@ def evaluation_parser() -> OneLineParser:
         help="first held-out level [the one after the training levels]",
     )
     add("--num-levels", metavar="N", type=int, help="number of held-out levels [100000]")
-    add("--env", metavar="ID", help="another environment than it was trained in")
+    add("--env", metavar="ID", help="another environment than it was trained in [the same]")
     add(
         "--distribution-mode",
         metavar="MODE",
         choices=("easy", "hard", "extreme", "memory"),
-        help="another Procgen difficulty than it was trained in",
+        help="another Procgen difficulty than it was trained in [the same]",
     )
     add(
         "--num-envs",
@@ -93,7 +94,7 @@ def evaluation_parser() -> OneLineParser:
 
 
 def _evaluate(guard: SignalGuard, argv: list[str]) -> int:
-    arguments = evaluation_parser().parse_strictly(argv)
+    arguments = evaluation_parser().parse_with_config(argv)
     for name in ("num_episodes", "num_envs", "num_threads", "video_episodes"):
         value = getattr(arguments, name)
         if value is not None and value < 1:

@@ -14,7 +14,10 @@ import numpy as np
 import torch
 
 from rl_bench.envs import VectorEnv
+from rl_bench.errors import WorkerError
 from rl_bench.nets import ActorCritic
+
+MOST_STEPS = 100_000  # without the end of any episode
 
 
 @dataclass
@@ -51,13 +54,14 @@ def play(
 
     `seed` is that of the sampled actions; the environment has its own. `on_frame` gets every
     observation that is acted on [B, *] with the number of each environment's episode [B].
+    Raises: WorkerError when no episode ends within 100,000 steps.
     """
     quota = quotas(num_episodes, env.num_envs)
     generator = torch.Generator().manual_seed(seed)
     played = np.zeros(env.num_envs, dtype=np.int64)
     returns, lengths = np.zeros(env.num_envs), np.zeros(env.num_envs, dtype=np.int64)
     finished: list[Episodes] = [Episodes() for _ in range(env.num_envs)]
-    obs = env.reset()
+    obs, idle = env.reset(), 0
     while (playing := played < quota).any():
         if on_frame is not None:
             on_frame(obs, played)
@@ -66,6 +70,12 @@ def play(
         returns += step.rewards
         lengths += 1
         ended = step.terminated | step.truncated
+        idle = 0 if ended.any() else idle + 1
+        if idle >= MOST_STEPS:
+            raise WorkerError(
+                f"no episode ended within {idle:,} steps: this environment needs a time limit "
+                "(max_episode_steps of its registration)"
+            )
         for i in np.flatnonzero(ended & playing):
             finished[i].returns.append(float(returns[i]))
             finished[i].lengths.append(int(lengths[i]))

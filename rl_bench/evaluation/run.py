@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from rl_bench.benchmark.mode import DISPLAY, SCHEMA_VERSION
 from rl_bench.config import Config
 from rl_bench.config_files import build_config, layer_from_sections
 from rl_bench.envs import canonical_name, check_env, make_vector_env
-from rl_bench.errors import CheckpointError, ConfigError
+from rl_bench.errors import CheckpointError, ConfigError, StorageError
 from rl_bench.evaluation import levels, play, summary, video
 from rl_bench.evaluation.levels import LevelSet
 from rl_bench.nets import ActorCritic
@@ -56,6 +57,7 @@ class Trained:
     mode: Mapping[str, Any]
     timesteps: int
     policy: ActorCritic
+    sha256: str
 
     @property
     def title(self) -> str:
@@ -64,7 +66,8 @@ class Trained:
 
 def load(path: Path, algorithm: str | None) -> Trained:
     """The acting copy of a checkpoint. Raises: CheckpointError, ConfigError."""
-    state = checkpoint.read(path)
+    data = checkpoint.read_bytes(path)
+    state = checkpoint.parse(path, data)
     if algorithm and algorithm != state["mode"]["algorithm"]:
         raise ConfigError(
             f"--algorithm {algorithm}: '{path}' was trained with {state['mode']['algorithm']}; "
@@ -80,7 +83,8 @@ def load(path: Path, algorithm: str | None) -> Trained:
     if differences:
         raise CheckpointError(f"'{path}' does not fit its environment; " + "; ".join(differences))
     net.load_state_dict(state["agent"]["net"])
-    return Trained(path, config, state["mode"], state["timesteps"], net.acting_copy())
+    digest = hashlib.sha256(data).hexdigest()
+    return Trained(path, config, state["mode"], state["timesteps"], net.acting_copy(), digest)
 
 
 def evaluate(request: Request) -> Path:
@@ -98,6 +102,8 @@ def evaluate(request: Request) -> Path:
     if request.video is not None:
         video.check(request.video, check_env(chosen[-1].env)[0])
         film = video.Film(min(request.video_episodes, num_envs))
+    path = request.output or default_output(trained, chosen, request)
+    _require_writable(path)
     out = Output()
     _announce(out, trained, chosen)
     started = time.monotonic()
@@ -108,9 +114,8 @@ def evaluate(request: Request) -> Path:
         figures = summary.summarise(episodes)
         sets[level_set.name] = {"levels": levels.describe(level_set.levels), **figures}
     document = _document(request, trained, chosen, sets, num_envs, time.monotonic() - started)
-    path = request.output or default_output(trained, chosen, request.deterministic)
+    storage.write_json(path, document, advice="then evaluate again")
     _print_results(out, trained, chosen, document, path)
-    storage.write_json(path, document)
     if film is not None and request.video is not None:
         film.save(request.video)
         out.line(f"Video of {len(film.frames)} episodes: {request.video}")
@@ -159,15 +164,33 @@ def _play(
         env.close()
 
 
-def default_output(trained: Trained, chosen: list[LevelSet], deterministic: bool) -> Path:
-    """Beside the checkpoint; in another environment than it was trained in, named for that."""
-    acting = "deterministic" if deterministic else "stochastic"
-    name = f"{trained.path.stem}_evaluation_{acting}"
+def default_output(trained: Trained, chosen: list[LevelSet], request: Request) -> Path:
+    """Beside the checkpoint. Whatever differs from the usual protocol is in the name."""
+    name = f"{trained.path.stem}_evaluation_"
+    name += "deterministic" if request.deterministic else "stochastic"
     env, own = chosen[0].env, trained.config.env
     here, there = (canonical_name(e.name).replace("/", "-") for e in (env, own))
     if here != there or env.distribution_mode != own.distribution_mode:
         name += f"_{here}_{env.distribution_mode}"
+    usual = levels.Wanted(request.levels.env, request.levels.distribution_mode)
+    if chosen != levels.choose(own, usual):
+        for level_set in chosen:
+            name += f"_{level_set.name}"
+            if level_set.levels and level_set.name == levels.HELD_OUT:
+                name += f"{level_set.levels.start_level}-{level_set.levels.num_levels}"
+    if request.seed:
+        name += f"_seed{request.seed}"
+    if request.num_envs != NUM_ENVS:
+        name += f"_{request.num_envs}envs"
     return trained.path.with_name(f"{name}.json")
+
+
+def _require_writable(path: Path) -> None:
+    """Before anything is played. Raises: StorageError."""
+    if path.is_dir():
+        raise StorageError(f"cannot write '{path}': it is a directory; --output names a file")
+    if not os.access(path.parent, os.W_OK):
+        raise StorageError(f"cannot write to '{path.parent}'; --output names another place")
 
 
 def _announce(out: Output, trained: Trained, chosen: list[LevelSet]) -> None:
@@ -222,7 +245,7 @@ def _document(
         "checkpoint": {
             "path": str(trained.path),
             "timesteps": trained.timesteps,
-            "sha256": hashlib.sha256(trained.path.read_bytes()).hexdigest(),
+            "sha256": trained.sha256,
             "seed": trained.config.env.seed,
         },
         "environment": {

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from rl_bench.errors import TrainingError
 from rl_bench.evaluation.levels import HELD_OUT, TRAINING
 from rl_bench.evaluation.play import Episodes
 
@@ -19,8 +20,11 @@ def summarise(episodes: Episodes) -> dict[str, Any]:
     """Figures of one level set. `std` and errors are those of a sample (n − 1).
 
     The interval is Student's, of the mean over episodes: how well this policy is known. It says
-    nothing of how another training run would do.
+    nothing of how another training run would do. Raises: TrainingError for returns that are not
+    finite.
     """
+    if not np.isfinite(episodes.returns).all():
+        raise TrainingError("the environment gave rewards that are NaN or infinite")
     returns, lengths = np.array(episodes.returns), np.array(episodes.lengths)
     n = len(returns)
     std = float(returns.std(ddof=1)) if n > 1 else None

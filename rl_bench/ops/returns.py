@@ -72,7 +72,8 @@ def vtrace(
         δ_t = ρ_t (r_t + γ V(x_{t+1}) − V(x_t)),       ρ_t = min(ρ̄, π/μ)
         v_t = V(x_t) + δ_t + γ c_t (v_{t+1} − V(x_{t+1})),   c_t = λ min(c̄, π/μ)
         A_t = min(ρ̄_pg, π/μ) (r_t + γ v_{t+1} − V(x_t))
-    At the end of the window v_T = V(x_T).
+    At the end of the window v_T = V(x_T). With λ < 1 the targets are the paper's remark 2; the
+    advantage looks one step further than its targets' trace, r_t + γ v_{t+1}, as in the paper.
     Shapes:
         log_rhos, rewards, terminated, truncated, final_values [T, B]; values [T+1, B]
     Source: Espeholt et al. 2018 (arXiv 1802.01561), equation 1, remark 2 (λ) and section 4.2.
@@ -85,7 +86,7 @@ def vtrace(
     assert log_rhos.shape == rewards.shape, (log_rhos.shape, rewards.shape)
     assert terminated.shape == truncated.shape == final_values.shape == rewards.shape
 
-    values, final_values = values.float(), final_values.float()
+    rewards, values, final_values = rewards.float(), values.float(), final_values.float()
     ratios = log_rhos.float().exp()
     discounts = gamma * (~terminated).float()
     next_values = torch.where(truncated, final_values, values[1:])

@@ -9,7 +9,7 @@ from rl_bench.envs import is_procgen
 from rl_bench.errors import ConfigError
 from rl_bench.report.load import Arm, Run
 
-# A wall-clock budget is overshot by one update; more than this is another budget.
+# Share by which budgets may differ, or be missed.
 SAME_BUDGET = 0.02
 
 
@@ -27,20 +27,26 @@ def refuse_other_games(arms: Sequence[Arm]) -> list[str]:
 def incomparable(arms: Sequence[Arm]) -> list[str]:
     """What makes these runs incomparable, one line each; empty where nothing does."""
     runs = [(arm, run) for arm in arms for run in arm.runs]
-    lines = []
-    for what, value in ESSENTIAL.items():
-        found: dict[str, list[str]] = {}
-        for arm, run in runs:
-            shown = value(run)
-            if shown is not None:
-                found.setdefault(shown, [])
-                if arm.label not in found[shown]:
-                    found[shown].append(arm.label)
-        if len(found) > 1:
-            values = "; ".join(f"{shown} ({', '.join(who)})" for shown, who in found.items())
-            lines.append(f"{what} differs: {values}")
+    lines = [line for what, value in ESSENTIAL.items() if (line := _differs(what, value, runs))]
+    for game in sorted({run.game for _, run in runs}):
+        here = [(arm, run) for arm, run in runs if run.game == game]
+        lines += [line for what, value in OF_GAMES.items() if (line := _differs(what, value, here))]
     lines += _other_games(arms) + _unequal_budgets(runs) + _repeated_seeds(arms)
-    return lines
+    return lines + _mixed_arms(arms)
+
+
+def _differs(
+    what: str, value: Callable[[Run], str | None], runs: Sequence[tuple[Arm, Run]]
+) -> str | None:
+    found: dict[str, list[str]] = {}
+    for arm, run in runs:
+        shown = value(run)
+        if shown is not None and arm.label not in found.setdefault(shown, []):
+            found[shown].append(arm.label)
+    if len(found) < 2:
+        return None
+    values = "; ".join(f"{shown} ({', '.join(who)})" for shown, who in found.items())
+    return f"{what} differs: {values}"
 
 
 def _levels(run: Run) -> str | None:
@@ -79,12 +85,14 @@ def _protocol(run: Run) -> str:
 
 
 ESSENTIAL: dict[str, Callable[[Run], str | None]] = {
-    "distribution mode": _mode,
-    "training levels": _levels,
     "kind of budget": lambda run: run.result["budget"]["kind"],
-    "evaluation": _protocol,
     "machine": _machine,
     "software": _software,
+}
+OF_GAMES: dict[str, Callable[[Run], str | None]] = {
+    "distribution mode": _mode,
+    "training levels": _levels,
+    "evaluation": _protocol,
 }
 
 
@@ -100,15 +108,32 @@ def _other_games(arms: Sequence[Arm]) -> list[str]:
 
 def _unequal_budgets(runs: Sequence[tuple[Arm, Run]]) -> list[str]:
     """Of one kind, but of another size; or not spent."""
-    budgets = [run.result["budget"] for _, run in runs]
-    if len({budget["kind"] for budget in budgets}) > 1:
+    budgets = [(arm, run.result["budget"]) for arm, run in runs]
+    if len({budget["kind"] for _, budget in budgets}) > 1:
         return []  # said already
-    unit = budgets[0]["unit"]
-    spent = [(budget["reached"], arm.label) for (arm, _), budget in zip(runs, budgets, strict=True)]
-    (least, low), (most, high) = min(spent), max(spent)
-    if most - least <= SAME_BUDGET * most:
-        return []
-    return [f"budget differs: {least:,.0f} {unit} ({low}) to {most:,.0f} {unit} ({high})"]
+    unit = budgets[0][1]["unit"]
+    asked = [(budget["limit"], arm.label) for arm, budget in budgets]
+    (least, low), (most, high) = min(asked), max(asked)
+    lines = []
+    if most - least > SAME_BUDGET * most:
+        lines.append(f"budget differs: {least:,.0f} {unit} ({low}) to {most:,.0f} {unit} ({high})")
+    for arm, budget in budgets:
+        if budget["reached"] < (1.0 - SAME_BUDGET) * budget["limit"]:
+            lines.append(
+                f"budget not spent: a run of {arm.label} reached {budget['reached']:,.0f} of "
+                f"{budget['limit']:,.0f} {unit}"
+            )
+    return lines
+
+
+def _mixed_arms(arms: Sequence[Arm]) -> list[str]:
+    """Runs within one arm are to differ in their seeds only."""
+    lines = []
+    for arm in arms:
+        table = _differing([(str(i), run) for i, run in enumerate(arm.runs)])
+        if table:
+            lines.append(f"{arm.label} has runs with different settings: {', '.join(table)}")
+    return lines
 
 
 def _repeated_seeds(arms: Sequence[Arm]) -> list[str]:
@@ -134,10 +159,14 @@ UNREMARKABLE_SETTINGS = (
 
 def differing_settings(arms: Sequence[Arm]) -> dict[str, dict[str, Any]]:
     """Settings that are not the same in all arms: name → label → value of its first run."""
-    first = {arm.label: arm.runs[0].result["config"] for arm in arms}
+    return _differing([(arm.label, arm.runs[0]) for arm in arms])
+
+
+def _differing(runs: Sequence[tuple[str, Run]]) -> dict[str, dict[str, Any]]:
+    configs = {label: run.result["config"] for label, run in runs}
     names = {
         f"{section}.{key}"
-        for config in first.values()
+        for config in configs.values()
         for section, values in config.items()
         if section not in UNREMARKABLE and isinstance(values, dict)
         for key in values
@@ -145,7 +174,7 @@ def differing_settings(arms: Sequence[Arm]) -> dict[str, dict[str, Any]]:
     table = {}
     for name in sorted(names.difference(UNREMARKABLE_SETTINGS)):
         section, key = name.split(".")
-        values = {label: config.get(section, {}).get(key) for label, config in first.items()}
+        values = {label: config.get(section, {}).get(key) for label, config in configs.items()}
         if len({repr(value) for value in values.values()}) > 1:
             table[name] = values
     return table

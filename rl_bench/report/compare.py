@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from datetime import datetime
 from itertools import combinations, pairwise
 from typing import Any
@@ -18,8 +18,9 @@ from rl_bench.report.statistics import (
     RUNS_FOR_INTERVAL,
     RUNS_FOR_VERDICT,
     Contrast,
+    adjust,
+    better,
     contrast,
-    holm,
     ratio_of_medians,
     summarise,
     verdict,
@@ -34,7 +35,8 @@ def compare(arms: Sequence[Arm], *, threshold: float | None = None) -> dict[str,
     common = comparability.refuse_other_games(arms)
     differences = comparability.incomparable(arms)
     arms = [Arm(arm.label, [run for run in arm.runs if run.game in common]) for arm in arms]
-    by_game = {game: _game(game, arms, threshold) for game in common}
+    primary = scores.primary([run for arm in arms for run in arm.runs])
+    by_game = {game: _game(game, arms, primary, threshold) for game in common}
     return {
         "schema_version": SCHEMA_VERSION,
         "kind": "comparison",
@@ -43,7 +45,6 @@ def compare(arms: Sequence[Arm], *, threshold: float | None = None) -> dict[str,
         "notes": _notes(arms),
         "settings_that_differ": comparability.differing_settings(arms),
         "arms": [_arm(arm) for arm in arms],
-        "throughput": _throughput(arms),
         "games": by_game,
         "several_games": _several_games(arms, common, by_game),
     }
@@ -101,16 +102,18 @@ def _git(run: Run, key: str) -> Any:
 
 
 def _is_one_arm_after_the_other(arms: Sequence[Arm]) -> bool:
-    if min(len(arm.runs) for arm in arms) < 2:
+    if len(arms) < 2 or min(len(arm.runs) for arm in arms) < 2:
         return False
-    runs = [(run.result.get("start_time") or "", arm.label) for arm in arms for run in arm.runs]
+    runs = [(run.result.get("start_time"), arm.label) for arm in arms for run in arm.runs]
+    if not all(isinstance(start, str) for start, _ in runs):
+        return False
     changes = sum(a != b for (_, a), (_, b) in pairwise(sorted(runs)))
     return changes == len(arms) - 1
 
 
-def _throughput(arms: Sequence[Arm]) -> list[dict[str, Any]]:
-    """FPS of whole runs: medians, and their ratio to the first arm's."""
-    results = [[run.result for run in arm.runs] for arm in arms]
+def _throughput(arms: Sequence[Arm], game: str) -> list[dict[str, Any]]:
+    """FPS of whole runs of one game: medians, and their ratio to the first arm's."""
+    results = [[run.result for run in arm.of(game)] for arm in arms]
     rates = [[r["average_fps"] for r in own if r.get("average_fps")] for own in results]
     table = []
     for arm, fps in zip(arms, rates, strict=True):
@@ -126,9 +129,10 @@ def _throughput(arms: Sequence[Arm]) -> list[dict[str, Any]]:
     return table
 
 
-def _game(game: str, arms: Sequence[Arm], threshold: float | None) -> dict[str, Any]:
+def _game(
+    game: str, arms: Sequence[Arm], primary: Score, threshold: float | None
+) -> dict[str, Any]:
     runs = [run for arm in arms for run in arm.of(game)]
-    primary = scores.primary(runs)
     others = [s for s in (scores.HELD_OUT, scores.EVALUATED, scores.TRAINING, scores.GAP,
                           scores.LAST_EPISODES) if s.key != primary.key]  # fmt: skip
     others.append(scores.area_score(min(run.seconds for run in runs)))
@@ -142,7 +146,8 @@ def _game(game: str, arms: Sequence[Arm], threshold: float | None) -> dict[str, 
         "scores": {t["key"]: t for t in tables if any(a["values"] for a in t["arms"].values())},
         "contrasts": contrasts,
         "verdicts": [c["verdict"] for c in contrasts],
-        "caution": _caution(primary, [len(arm.of(game)) for arm in arms]),
+        "caution": _caution(primary, tables[0]),
+        "throughput": _throughput(arms, game),
     }
 
 
@@ -167,32 +172,35 @@ def _score(score: Score, game: str, arms: Sequence[Arm]) -> dict[str, Any]:
 
 def _contrasts(score: Score, game: str, arms: Sequence[Arm]) -> list[dict[str, Any]]:
     """Every pair of arms on the primary score; p-values adjusted for the number of pairs."""
-    pairs = []
+    pairs: list[tuple[str, str]] = []
+    found: list[Contrast] = []
     for a, b in combinations(arms, 2):
         xs, ys = ([v for run in arm.of(game) if (v := score.of(run)) is not None] for arm in (a, b))
         if xs and ys:
-            pairs.append((a.label, b.label, contrast(xs, ys)))
-    tested = [i for i, (_, _, c) in enumerate(pairs) if c.p is not None]
-    adjusted = holm([pairs[i][2].p or 0.0 for i in tested])
-    for i, p in zip(tested, adjusted, strict=True):
-        one, other, found = pairs[i]
-        pairs[i] = (one, other, replace(found, p_adjusted=p))
-    return [_contrast_entry(*pair) for pair in pairs]
+            pairs.append((a.label, b.label))
+            found.append(contrast(xs, ys))
+    return [_contrast_entry(*pair, c) for pair, c in zip(pairs, adjust(found), strict=True)]
 
 
 def _contrast_entry(a: str, b: str, c: Contrast) -> dict[str, Any]:
-    return {"a": a, "b": b, **asdict(c), "verdict": verdict(c, a, b)}
+    """`better`: the better arm and the other, where one may be called so."""
+    order = ([a, b] if c.difference > 0 else [b, a]) if better(c) else None
+    return {"a": a, "b": b, **asdict(c), "better": order, "verdict": verdict(c, a, b)}
 
 
-def _caution(score: Score, counts: Sequence[int]) -> list[str]:
-    """What a reader must know about the scores themselves."""
+def _caution(score: Score, table: Mapping[str, Any]) -> list[str]:
+    """What a reader must know about the primary score itself."""
     lines = []
     if score.key == scores.LAST_EPISODES.key:
         lines.append(
-            "not every run was evaluated: what is compared are the last 100 training episodes, on "
-            "training levels; evaluate_universal.py measures held-out levels"
+            "not every run was evaluated: what is compared are the last 100 episodes of training; "
+            "evaluate_universal.py measures final policies"
         )
-    least = min(counts)
+    if score.key == scores.TRAINING.key:
+        lines.append(
+            "not every run was evaluated on held-out levels: what is compared are training levels"
+        )
+    least = min(len(cell["values"]) for cell in table["arms"].values())
     if least < RUNS_FOR_INTERVAL:
         lines.append(f"{least} run(s) in an arm: no interval can be given with fewer than three")
     elif least < RUNS_FOR_VERDICT:
@@ -203,12 +211,15 @@ def _caution(score: Score, counts: Sequence[int]) -> list[str]:
 def _several_games(
     arms: Sequence[Arm], common: Sequence[str], by_game: dict[str, Any]
 ) -> dict[str, Any] | None:
-    """Normalised primary scores over games; None for one game, or where one has no range."""
+    """Normalised primary scores over games, or what is `missing` for them; None for one game."""
     if len(common) < 2:
         return None
     normalised: dict[str, dict[str, list[float]]] = {arm.label: {} for arm in arms}
     for game in common:
-        limits = games.score_range(game, arms[0].of(game)[0].env["distribution_mode"])
+        modes = {run.env["distribution_mode"] for arm in arms for run in arm.of(game)}
+        if len(modes) > 1:
+            return {"missing": f"distribution modes differ in {game}"}
+        limits = games.score_range(game, modes.pop())
         entry = by_game[game]["scores"].get(by_game[game]["primary"])
         if limits is None or entry is None:
             return {"missing": f"no published range of returns, or no score, for {game}"}
@@ -223,6 +234,9 @@ def _several_games(
         "aggregates": {
             label: {name: asdict(e) for name, e in games.aggregate(values).items()}
             for label, values in normalised.items()
+        },
+        "profiles": {
+            label: games.performance_profile(values) for label, values in normalised.items()
         },
         "improvement": [
             {"a": a, "b": b, **asdict(games.improvement(normalised[a], normalised[b]))}

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy import stats
@@ -134,10 +135,11 @@ def widened(games: Sequence[np.ndarray]) -> list[np.ndarray]:
     ]
 
 
-def performance_profile(
-    scores: Scores, resamples: int = RESAMPLES // 5
-) -> tuple[np.ndarray, np.ndarray]:
-    """Share of runs above each threshold, and its pointwise 95 % band [2, thresholds]."""
+def performance_profile(scores: Scores, resamples: int = RESAMPLES) -> dict[str, Any]:
+    """Share of runs above each threshold, mean over games, and its pointwise 95 % band.
+
+    `thresholds` [G], `shares` [G], `band` [2, G], None where every game has one run.
+    """
     games = [np.asarray(runs, float) for runs in scores.values()]
 
     def above(drawn: Sequence[np.ndarray]) -> np.ndarray:
@@ -146,7 +148,12 @@ def performance_profile(
 
     generator = np.random.default_rng(SEED)
     draws = stratified_bootstrap(games, above, generator=generator, resamples=resamples)
-    return above(games), np.percentile(draws, [2.5, 97.5], axis=0)
+    band = np.percentile(draws, [2.5, 97.5], axis=0).tolist()
+    return {
+        "thresholds": PROFILE_THRESHOLDS.tolist(),
+        "shares": above(games).tolist(),
+        "band": band if max(map(len, games)) > 1 else None,
+    }
 
 
 def improvement(a: Scores, b: Scores, resamples: int = RESAMPLES) -> Estimate:

@@ -2,23 +2,45 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rl_bench.benchmark.mode import SCHEMA_VERSION
+from rl_bench.benchmark.mode import SCHEMA_VERSION, Mode
 from rl_bench.envs import canonical_name
 from rl_bench.errors import ConfigError
 from rl_bench.rows import Row, read_rows
 
+logger = logging.getLogger(__name__)
+
 RESULT = "benchmark_metrics.json"
-# What the report cannot do without; everything else may be null.
-REQUIRED = (
-    "algorithm", "training_mode", "status", "elapsed_seconds", "total_timesteps", "budget",
-    "performance", "resource_usage", "system", "config",
-)  # fmt: skip
+NUMBER = (int, float)
+MAYBE = (int, float, type(None))
+# What the report cannot do without, and of which type; all else may be absent.
+RESULT_KEYS: Mapping[str, Any] = {
+    "algorithm": str, "training_mode": str, "status": str, "elapsed_seconds": NUMBER,
+    "total_timesteps": int, "total_updates": int, "average_fps": MAYBE, "final_fps": MAYBE,
+    "timesteps_per_hour": MAYBE, "budget.kind": str, "budget.unit": str, "budget.limit": NUMBER,
+    "budget.reached": NUMBER, "performance.num_episodes": int, "performance.initial_reward": MAYBE,
+    "performance.final_reward": MAYBE, "performance.best_reward": MAYBE,
+    "resource_usage.peak_memory_gb": MAYBE, "system": dict, "config.env.name": str,
+    "config.env.seed": int, "config.env.distribution_mode": str, "config.env.num_levels": int,
+    "config.env.start_level": int, "config.training": dict, "config.logging": dict,
+}  # fmt: skip
+EVALUATION_KEYS: Mapping[str, Any] = {
+    "checkpoint.sha256": str, "checkpoint.timesteps": int, "checkpoint.seed": int,
+    "protocol.num_episodes": int, "protocol.num_envs": int, "protocol.deterministic": bool,
+    "protocol.seed": int, "sets": dict,
+}  # fmt: skip
+SET_KEYS: Mapping[str, Any] = {
+    "levels": (dict, type(None)), "mean": NUMBER, "std": MAYBE, "min": NUMBER, "max": NUMBER,
+    "length_mean": NUMBER, "length_std": MAYBE, "cut_by_time_limit": NUMBER,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -64,7 +86,7 @@ class Run:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return isinstance(value, NUMBER) and not isinstance(value, bool) and math.isfinite(value)
 
 
 @dataclass(frozen=True)
@@ -111,15 +133,15 @@ def load_run(directory: Path) -> Run:
             f"'{directory}' has no {RESULT}: it is not the directory of a run that ended; "
             "a timed run's is its --output-dir"
         )
-    result = read_document(path, REQUIRED)
-    rows, skipped, notes = *_rows_of(directory), []
+    result = read_document(path, RESULT_KEYS)
+    rows, skipped, notes = *_rows_of(directory, result), []
     if not rows:
         notes.append("no logged rows: it is left out of the curves")
     if skipped:
         notes.append(f"{skipped} broken or repeated lines of metrics.jsonl were skipped")
     if result["status"] != "completed":
         notes.append(f"its status is '{result['status']}': it did not spend its budget")
-    if not result["performance"].get("num_episodes"):
+    if not result["performance"]["num_episodes"]:
         notes.append("no episode finished: it has no return")
     if result.get("worker_restarts"):
         notes.append(f"{result['worker_restarts']} lost workers were replaced")
@@ -127,10 +149,11 @@ def load_run(directory: Path) -> Run:
     return Run(directory, result, rows, evaluation, notes)
 
 
-def read_document(path: Path, required: Sequence[str]) -> dict[str, Any]:
-    """A JSON document of our schema. Raises: ConfigError."""
+def read_document(path: Path, keys: Mapping[str, Any]) -> dict[str, Any]:
+    """A JSON document of our schema, its `keys` of the right types. Raises: ConfigError."""
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        document = json.loads(text, parse_constant=_refuse_constant)
     except OSError as error:
         raise ConfigError(f"cannot read '{path}': {error.strerror}") from error
     except ValueError as error:
@@ -140,36 +163,76 @@ def read_document(path: Path, required: Sequence[str]) -> dict[str, Any]:
         raise ConfigError(
             f"'{path}' has schema version {version}; this rl_bench reads {SCHEMA_VERSION}"
         )
-    missing = [key for key in required if key not in document]
-    if missing:
-        raise ConfigError(f"'{path}' lacks {', '.join(missing)}; it is damaged")
+    check_keys(document, keys, where=str(path))
     return document
 
 
-def _rows_of(directory: Path) -> tuple[list[Row], int]:
+def _refuse_constant(constant: str) -> None:
+    raise ValueError(f"it holds {constant}")
+
+
+def check_keys(document: Any, keys: Mapping[str, Any], *, where: str) -> None:
+    """Raises: ConfigError where a key (`a.b` inside `a`) is missing or of another type."""
+    for name, kind in keys.items():
+        value = document
+        for part in name.split("."):
+            if not isinstance(value, dict) or part not in value:
+                raise ConfigError(f"'{where}' lacks {name}; it is damaged")
+            value = value[part]
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+            raise ConfigError(f"'{where}' has {name} = {value!r}; it is damaged")
+
+
+def _mode(result: Mapping[str, Any]) -> Mode:
+    return Mode(result["algorithm"].lower(), result["training_mode"], "")
+
+
+def _rows_of(directory: Path, result: Mapping[str, Any]) -> tuple[list[Row], int]:
     """A run by timesteps has its results beside its rows, a timed one its rows under logs/."""
-    for path in (directory / "metrics.jsonl", *sorted(directory.glob("logs/*/metrics.jsonl"))):
+    name, log_dir = _mode(result).name, result["config"]["logging"].get("log_dir")
+    places = [directory / "logs" / name, directory]
+    places += [Path(log_dir) / name] if log_dir else []
+    for place in places:
+        path = place / "metrics.jsonl"
         if path.exists():
-            return read_rows(path)
+            try:
+                return read_rows(path)
+            except OSError as error:
+                raise ConfigError(f"cannot read '{path}': {error.strerror}") from error
     return [], 0
 
 
 def _evaluation_of(
     directory: Path, result: Mapping[str, Any], notes: list[str]
 ) -> Mapping[str, Any] | None:
-    """The stochastic evaluation of the final checkpoint, which is what is compared."""
+    """The stochastic evaluation of this run's final checkpoint, which is what is compared."""
+    mode, here = _mode(result), directory.resolve()
+    places = [here / "checkpoints"]
+    if here.name == mode.name:  # a run by timesteps: logs/<NAME> and checkpoints/<stem>
+        places.append(here.parent.parent / "checkpoints" / mode.stem)
     named = result["config"]["logging"].get("checkpoint_dir")
-    stem = f"{result['algorithm']}_{result['training_mode']}".lower()
-    places = [directory / "checkpoints", directory.parent.parent / "checkpoints" / stem]
     places += [Path(named)] if named else []
     for place in places:
-        path = place / f"{stem}_final_evaluation_stochastic.json"
+        path = place / f"{mode.stem}_final_evaluation_stochastic.json"
         if path.exists():
-            evaluation = read_document(path, ("checkpoint", "protocol", "sets"))
-            if evaluation["checkpoint"]["timesteps"] == result["total_timesteps"]:
+            evaluation = read_document(path, EVALUATION_KEYS)
+            for name, figures in evaluation["sets"].items():
+                check_keys(figures, SET_KEYS, where=f"{path}: {name}")
+            if _is_of(evaluation["checkpoint"], result, place / f"{mode.stem}_final.pt"):
                 return evaluation
             notes.append(f"'{path.name}' is of another checkpoint and was left out")
     return None
+
+
+def _is_of(described: Mapping[str, Any], result: Mapping[str, Any], checkpoint: Path) -> bool:
+    """By the checkpoint's digest; where the checkpoint itself is gone, by its length and seed."""
+    if described["timesteps"] != result["total_timesteps"]:
+        return False
+    if described["seed"] != result["config"]["env"]["seed"]:
+        return False
+    if not checkpoint.exists():
+        return True
+    return hashlib.sha256(checkpoint.read_bytes()).hexdigest() == described["sha256"]
 
 
 def find_arms(root: Path) -> dict[str, list[str]]:
@@ -177,10 +240,10 @@ def find_arms(root: Path) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for path in sorted(root.glob(f"**/{RESULT}")):
         try:
-            document = json.loads(path.read_text(encoding="utf-8"))
+            document = read_document(path, RESULT_KEYS)
             if document["status"] == "completed" and document["budget"]["kind"] == "wall_clock":
                 label = f"{document['algorithm']} {document['training_mode']}"
                 found.setdefault(label, []).append(str(path.parent))
-        except (OSError, ValueError, KeyError, TypeError):
-            continue  # not a finished run of ours
+        except ConfigError as problem:
+            logger.warning("left out: %s", problem)
     return found

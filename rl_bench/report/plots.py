@@ -40,21 +40,37 @@ LOOK = {
 }  # fmt: skip
 
 
+def as_it_is(run: Run, value: float) -> float:
+    return value
+
+
+def shown(label: str) -> str:
+    """A label that matplotlib takes for text: `$` begins formulas, `_` hides a legend's entry."""
+    text = label.replace("$", r"\$")
+    return f" {text}" if text.startswith("_") else text
+
+
 def style(i: int) -> dict[str, Any]:
     return {"color": COLOURS[i % len(COLOURS)], "linestyle": STYLES[i % len(STYLES)]}
 
 
-def draw_panels(arms: Sequence[Arm], title: str, path: Path, *, normalised: bool = False) -> None:
+def draw_panels(
+    arms: Sequence[Arm], title: str, path: Path, *, scale: Scale | None = as_it_is
+) -> None:
     """Return over timesteps, FPS over time, policy loss, timesteps over time.
 
-    Returns are normalised where several games are drawn at once. Raises: StorageError.
+    `scale` makes returns of several games comparable; None: nothing does, they are left out.
+    Raises: StorageError.
     """
-    scale = _normalise if normalised else _as_it_is
-    returns = "normalised return" if normalised else "return (100-episode mean)"
+    returns = "return (100-episode mean)" if scale is as_it_is else "normalised return"
     with plt.rc_context(LOOK):
         figure, (reward, speed, loss, progress) = _panels(arms, rows=2, height=5.6)
         steps, clock = ("time/total_timesteps", MILLION), ("time/elapsed_time", MINUTE)
-        _curves(reward, arms, steps, "rollout/ep_reward_mean", scale)
+        if scale is not None:
+            _curves(reward, arms, steps, "rollout/ep_reward_mean", scale)
+        else:
+            text = "returns of different games\nhave no common scale"
+            reward.text(0.5, 0.5, text, ha="center", transform=reward.transAxes)
         _label(reward, "Episode return, training levels", "timesteps (millions)", returns)
         _curves(speed, arms, clock, "time/fps_recent")
         _label(speed, "Training speed", "wall clock (minutes)", "timesteps per second")
@@ -68,8 +84,9 @@ def draw_panels(arms: Sequence[Arm], title: str, path: Path, *, normalised: bool
 
 
 CURVE_NOTE = (
-    "Thin: each run (seed), as logged. Thick: mean over runs, smoothed over 5 % of the run, up to "
-    "the end of the shortest.\nBand: its 95 % t interval, from three runs of one game on."
+    "Thin: each run (seed), as logged, as is a single run. Thick: mean over runs, smoothed over "
+    "5 % of the run,\nup to the end of the shortest. Band: its 95 % t interval, from three runs of "
+    "one game on."
 )
 
 
@@ -86,7 +103,7 @@ def _panels(
     top = figure.add_subplot(grid[0, :])
     top.set_axis_off()
     handles = [plt.Line2D([], [], **style(i)) for i in range(len(arms))]
-    labels = [f"{a.label} ({len(a.runs)} run{'s' * (len(a.runs) != 1)})" for a in arms]
+    labels = [f"{shown(a.label)} ({len(a.runs)} run{'s' * (len(a.runs) != 1)})" for a in arms]
     top.legend(
         handles, labels, loc="center", ncols=min(len(arms), LEGEND_COLUMNS), frameon=False,
         handlelength=2.8, borderpad=0,
@@ -94,18 +111,14 @@ def _panels(
     return figure, [figure.add_subplot(grid[1 + i // 2, i % 2]) for i in range(2 * rows)]
 
 
-def _as_it_is(run: Run, value: float) -> float:
-    return value
-
-
-def _normalise(run: Run, value: float) -> float:
+def normalise(run: Run, value: float) -> float:
     limits = games.score_range(run.game, run.env["distribution_mode"])
     assert limits is not None, "only games with a range are drawn together"
     return games.normalise(value, limits)
 
 
 def _curves(
-    axes: Axes, arms: Sequence[Arm], x: tuple[str, float], y: str, scale: Scale = _as_it_is
+    axes: Axes, arms: Sequence[Arm], x: tuple[str, float], y: str, scale: Scale = as_it_is
 ) -> None:
     drawn = False
     for i, arm in enumerate(arms):
@@ -187,7 +200,7 @@ def draw_games(document: Mapping[str, Any], path: Path) -> None:
     entry = document["several_games"]
     labels = list(entry["normalised"])
     runs = ", ".join(
-        f"{label}: {sum(map(len, values.values()))} runs"
+        f"{shown(label)}: {sum(map(len, values.values()))} runs"
         for label, values in entry["normalised"].items()
     )
     with plt.rc_context(LOOK):
@@ -198,22 +211,22 @@ def draw_games(document: Mapping[str, Any], path: Path) -> None:
         for axes, name, title in zip(above.subplots(1, 4), games.AGGREGATES, titles, strict=True):
             for i, label in enumerate(labels):
                 _bar(axes, i, entry["aggregates"][label][name], COLOURS[i % len(COLOURS)])
-            _rows(axes, labels if name == "iqm" else [""] * len(labels))
+            _rows(axes, [shown(label) if name == "iqm" else "" for label in labels])
             axes.set_title(title, fontweight="bold")
             axes.xaxis.set_major_locator(MaxNLocator(3))
         profile, pairs = below.subplots(1, 2)
         for i, label in enumerate(labels):
-            shares, band = games.performance_profile(entry["normalised"][label])
-            profile.plot(games.PROFILE_THRESHOLDS, shares, label=label, **style(i))
-            profile.fill_between(
-                games.PROFILE_THRESHOLDS, *band, color=COLOURS[i % len(COLOURS)], alpha=0.15,
-                linewidth=0,
-            )  # fmt: skip
+            drawn, colour = entry["profiles"][label], COLOURS[i % len(COLOURS)]
+            profile.plot(drawn["thresholds"], drawn["shares"], label=shown(label), **style(i))
+            if drawn["band"] is not None:
+                profile.fill_between(
+                    drawn["thresholds"], *drawn["band"], color=colour, alpha=0.15, linewidth=0
+                )
         _label(profile, "Performance profile", "normalised score τ", "share of runs above τ")
         profile.legend(frameon=False)
         for i, pair in enumerate(entry["improvement"]):
             _bar(pairs, i, pair, "0.25")
-        _rows(pairs, [f"{pair['a']}\n> {pair['b']}" for pair in entry["improvement"]])
+        _rows(pairs, [f"{shown(p['a'])}\n> {shown(p['b'])}" for p in entry["improvement"]])
         pairs.axvline(0.5, color="0.5", linewidth=0.8, linestyle=":")
         pairs.set_xlim(-0.03, 1.03)
         _label(pairs, "Probability of improvement", "mean over games", "")

@@ -44,7 +44,9 @@ HELD_OUT = Score(
 EVALUATED = Score(
     "evaluated", "return in evaluation", _evaluated("episodes"), short="Evaluation Reward"
 )
-TRAINING = Score("training", "return on training levels", _evaluated("training"))
+TRAINING = Score(
+    "training", "return on training levels", _evaluated("training"), short="Training Reward"
+)
 GAP = Score("gap", "generalisation gap", _gap)
 LAST_EPISODES = Score(
     "last_episodes",
@@ -68,17 +70,12 @@ def threshold_score(threshold: float) -> Score:
     """Minutes until the mean of 100 training episodes reaches `threshold`; None: not reached."""
 
     def of(run: Run) -> float | None:
-        points = [
-            (row["time/elapsed_time"], row["rollout/ep_reward_mean"])
-            for row in run.rows
-            if (row.get("rollout/episodes") or 0) >= EPISODES_IN_MEAN
-            and row.get("rollout/ep_reward_mean") is not None
-            and row.get("time/elapsed_time") is not None
-        ]
-        if not points:
+        episodes = dict(zip(*run.series("time/elapsed_time", "rollout/episodes"), strict=True))
+        x, y = map(np.array, run.series("time/elapsed_time", "rollout/ep_reward_mean"))
+        whole = np.array([episodes.get(seconds, 0) >= EPISODES_IN_MEAN for seconds in x], bool)
+        if not whole.any():
             return None
-        x, y = np.array(points, float).T
-        reached = first_reaching(x, y, threshold)
+        reached = first_reaching(x[whole], y[whole], threshold)
         return None if reached is None else reached / 60.0
 
     return Score("time_to_threshold", f"time to a training return of {threshold:g}", of, "min")
@@ -91,8 +88,11 @@ def default_threshold(run: Run) -> float | None:
 
 
 def primary(runs: Sequence[Run]) -> Score:
-    """Held-out levels where every run was evaluated on them, else the best that all have."""
-    for score in (HELD_OUT, EVALUATED):
+    """Held-out levels where every run was evaluated on them, else the best that all have.
+
+    Runs that were trained on all levels have no held-out ones.
+    """
+    for score in (HELD_OUT, EVALUATED, TRAINING):
         if all(score.of(run) is not None for run in runs):
             return score
     return LAST_EPISODES

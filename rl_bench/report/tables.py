@@ -27,10 +27,10 @@ def report(document: Document, pictures: Sequence[tuple[str, str]]) -> list[Bloc
         blocks += [Heading(f"{game}: conclusions"), Lines([*entry["verdicts"], *entry["caution"]])]
     for game, entry in document["games"].items():
         blocks += [Heading(f"{game}: speed, progress and resources"), measures(document, game)]
+        blocks.append(throughput_table(entry["throughput"]))
         blocks += [Heading(f"{game}: scores"), score_table(entry, arms), Lines(SCORE_LEGEND)]
         if entry["contrasts"]:
             blocks += [Heading(f"{game}: pairs of arms"), contrast_table(entry)]
-    blocks += [Heading("Throughput of whole runs"), throughput_table(document["throughput"])]
     if document["settings_that_differ"]:
         blocks += [Heading("Settings that differ"), settings_table(document)]
     if document["notes"]:
@@ -130,17 +130,19 @@ def score_table(entry: Document, arms: Sequence[Document]) -> Table:
     for score in entry["scores"].values():
         title = score["title"] + (f" ({score['unit']})" if score["unit"] else "")
         primary = " (primary)" if score["key"] == entry["primary"] else ""
-        rows.append([title + primary, *(_score_cell(score["arms"][label]) for label in labels)])
+        timed = score["unit"] == "min"
+        cells = [_score_cell(score["arms"][label], timed=timed) for label in labels]
+        rows.append([title + primary, *cells])
     return Table(["", *labels], rows)
 
 
-def _score_cell(cell: Document) -> str:
+def _score_cell(cell: Document, *, timed: bool) -> str:
     summary, missing = cell["summary"], cell["missing"]
+    if summary is None and not timed:
+        return "n/a"
     if summary is None:
-        if cell["values"]:
-            known = ", ".join(f"{value:.1f}" for value in cell["values"])
-            return f"{known}; not reached in {_runs(missing)}"
-        return "not reached" if missing else "n/a"
+        known = ", ".join(f"{value:.1f}" for value in cell["values"])
+        return f"{known}; not reached in {_runs(missing)}" if known else "not reached"
     text = f"{summary['mean']:.2f}"
     if summary["std"] is not None:
         text += f" ± {summary['std']:.2f}"
@@ -173,13 +175,19 @@ def throughput_table(throughput: Sequence[Document]) -> Table:
     for entry in throughput:
         interval = entry["ratio_interval_95"]
         ratio = number(entry["ratio"], ".2f")
-        spread = "one run" if interval is None else "{:.2f} to {:.2f}".format(*interval)
+        spread = "too few runs" if interval is None else "{:.2f} to {:.2f}".format(*interval)
         if entry["arm"] == base:
             spread = "baseline"
         fps = entry["fps"]
         extremes = f"{min(fps):,.0f} to {max(fps):,.0f}" if fps else "n/a"
         rows.append([entry["arm"], number(entry["median_fps"]), extremes, ratio, spread])
-    header = ["", "median FPS", "range", f"ratio to {base}", "95 % bootstrap interval"]
+    header = [
+        "throughput of whole runs",
+        "median FPS",
+        "range",
+        f"ratio to {base}",
+        "95 % bootstrap interval",
+    ]
     return Table(header, rows)
 
 
@@ -217,7 +225,9 @@ def several_games(entry: Document) -> list[Block]:
 AGGREGATE_LEGEND = (
     "Scores are (R − R_min) / (R_max − R_min) with the constants of openai/train-procgen (easy "
     "jumper and leaper: 1 and 1.5, where other sources have 3).",
-    "Intervals are 95 % stratified bootstrap percentiles over runs; one run per game gives none.",
+    "Intervals are 95 % stratified bootstrap percentiles over runs, those of aggregates widened "
+    "for few runs; one run per game gives none.",
+    "Verdicts are corrected for the number of pairs within a game, not for the number of games.",
 )
 
 

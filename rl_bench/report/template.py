@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from rl_bench.report.statistics import ratio_of_medians
+from rl_bench.report.statistics import RUNS_FOR_VERDICT, ratio_of_medians
 from rl_bench.report.tables import middle, number
 
 Document = Mapping[str, Any]
@@ -56,7 +56,7 @@ def _arm(runs: Sequence[Any]) -> list[str]:
         return number(value, ".2f") + (f" ± {std:.2f}" if std is not None else "")
 
     memory = middle(results, lambda r: r["resource_usage"].get("peak_memory_gb"), np.median)
-    what = "" if len(runs) == 1 else " (medians of speeds, means of rewards)"
+    what = "" if len(runs) == 1 else " (medians of speeds, means of rewards and of their ±)"
     return [
         f"Runs: {len(runs)}, seeds {', '.join(str(run.seed) for run in runs)}{what}",
         f"Duration: {median('duration_hours', '.2f')} hours",
@@ -88,6 +88,7 @@ def _evaluation(runs: Sequence[Any]) -> list[str]:
         std = middle(sets, lambda s: s["std"], np.mean)
         length = float(np.mean([s["length_mean"] for s in sets]))
         length_std = middle(sets, lambda s: s["length_std"], np.mean)
+        cut = float(np.mean([s["cut_by_time_limit"] for s in sets]))
         each = " each" if len(sets) > 1 else ""
         lines += [
             "",
@@ -97,8 +98,15 @@ def _evaluation(runs: Sequence[Any]) -> list[str]:
             f"  Min/Max Reward: {min(s['min'] for s in sets):.2f} / "
             f"{max(s['max'] for s in sets):.2f}",
             f"  Mean Episode Length: {length:.2f} ± {number(length_std, '.2f')}",
+            f"  Cut by the time limit: {100 * cut:.1f} %",
         ]
     return lines
+
+
+def _episode_length(run: Any) -> float | None:
+    """On the last of the level sets, which is the held-out one where there is such."""
+    sets = list(run.evaluation["sets"].values()) if run.evaluation else []
+    return sets[-1]["length_mean"] if sets else None
 
 
 # (title, of a result, format, is more better); rewards are judged by their verdicts instead.
@@ -107,6 +115,7 @@ ROWS = (
     ("Total Timesteps", lambda r: r.result.get("total_timesteps"), ",.0f", True),
     ("Final Reward", lambda r: r.performance("final_reward"), ".2f", None),
     ("Best Reward", lambda r: r.performance("best_reward"), ".2f", None),
+    ("Episode Length (evaluation)", lambda r: _episode_length(r), ".1f", None),
     ("Memory Usage (GB)", lambda r: r.resource("peak_memory_gb"), ".2f", False),
     ("CPU Seconds", lambda r: r.resource("cpu_seconds"), ",.0f", False),
 )
@@ -151,10 +160,12 @@ def _winner(values: Mapping[str, Sequence[float]], more: bool) -> str:
     ratio, interval = ratio_of_medians(values[best], values[second])
     if ratio == 1.0 or (interval is not None and not interval.excludes(1.0)):
         return "no clear winner"
-    text = f"{best} ({100 * (ratio - 1):+.0f}%)"
-    return text if interval is not None else f"{text}, single runs"
+    text, runs = f"{best} ({100 * (ratio - 1):+.0f}%)", min(map(len, values.values()))
+    if runs >= RUNS_FOR_VERDICT:
+        return text
+    return f"{text}, {runs} runs each" if runs > 1 else f"{text}, single runs"
 
 
 def _judged(entry: Document) -> str:
-    better = [v for v in entry["verdicts"] if " is better than " in v]
-    return "; ".join(v.split(" by ")[0] for v in better) if better else "no verdict"
+    better = [c["better"] for c in entry["contrasts"] if c["better"]]
+    return "; ".join(f"{first} > {second}" for first, second in better) or "no verdict"

@@ -15,6 +15,7 @@ from rl_bench.report.tables import report
 from rl_bench.report.template import template
 
 SUFFIXES = (".png", ".pdf", ".svg")
+ADVICE = "then compare again"
 
 
 def check_output(output: Path) -> None:
@@ -38,10 +39,10 @@ def write_comparison(
     text = blocks.to_text(content)
     base = output.parent
     names = [base / f"comparison_report.{kind}" for kind in ("txt", "md", "json")]
-    storage.write_text(names[0], text)
-    storage.write_text(names[1], blocks.to_markdown(content))
-    storage.write_json(names[2], document)
-    storage.write_text(base / "benchmark_results.txt", template(document, kept))
+    storage.write_text(names[0], text, advice=ADVICE)
+    storage.write_text(names[1], blocks.to_markdown(content), advice=ADVICE)
+    storage.write_json(names[2], document, advice=ADVICE)
+    storage.write_text(base / "benchmark_results.txt", template(document, kept), advice=ADVICE)
     files = [*(path for path, _ in pictures), *names, base / "benchmark_results.txt"]
     return text, files
 
@@ -79,7 +80,7 @@ def _draw_together(arms: Sequence[Arm], document: dict, output: Path) -> list[tu
     several, count = document["several_games"], len(document["games"])
     comparable = several["missing"] is None
     title = f"{count} games"
-    plots.draw_panels(arms, title, output, normalised=comparable)
+    plots.draw_panels(arms, title, output, scale=plots.normalise if comparable else None)
     pictures = [(output, f"{title}: return, speed, policy loss, progress")]
     if comparable:
         path = output.with_name(f"{output.stem}_games{output.suffix}")

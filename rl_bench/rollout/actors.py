@@ -12,8 +12,8 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -34,6 +34,24 @@ class Finished:
     actor: int
     collected: Collected
     block: Trajectory
+
+
+@dataclass
+class Dropped:
+    """What was collected and will not be learned from; its episodes count all the same."""
+
+    timesteps: int = 0
+    episodes: EpisodeStats = field(default_factory=EpisodeStats)
+
+    def add(self, finished: Finished) -> None:
+        self.timesteps += finished.block.timesteps
+        self.episodes.extend(finished.collected.episodes)
+
+    @classmethod
+    def of(cls, saved: Mapping[str, Any] | None) -> Dropped:
+        if saved is None:
+            return cls()
+        return cls(saved["timesteps"], EpisodeStats(**saved["episodes"]))
 
 
 class ActorSource:
@@ -70,6 +88,8 @@ class ActorSource:
         self._waiting: set[int] = set()  # until their finished block is taken
         self._finished: deque[Finished] = deque()  # in the order of their ends
         self._taken: list[Finished] = []  # into a batch that is not complete
+        self._dropped = Dropped()  # since the last batch that was complete
+        self._broken: dict[int, RlBenchError] = {}  # what an environment raised ahead
 
     @property
     def restarts(self) -> int:
@@ -84,30 +104,41 @@ class ActorSource:
             self._taken.append(finished)
             collected, block = finished.collected, finished.block
             assert (block.policy_version == collected.version).all(), "a block was not written"
-            episodes.extend(collected.episodes)
-            self._let_go_on(finished.actor)
+            self._let_go_on(finished)
             if self._updates - collected.version > self._max_policy_lag:
-                delivery.dropped_timesteps += block.timesteps
-                self._taken.pop()
+                self._dropped.add(self._taken.pop())
                 continue
+            delivery.queue_ages.append(time.monotonic() - collected.finished_at)
+            episodes.extend(collected.episodes)
             place = finished.actor if finished.actor in free else free[0]
             free.remove(place)
             self._places[place].copy_(block)
             self._taken[-1] = replace(finished, block=self._places[place])
-            delivery.queue_ages.append(time.monotonic() - collected.finished_at)
+        episodes.extend(self._dropped.episodes)
+        delivery.dropped_timesteps = self._dropped.timesteps
         self._taken.clear()
+        self._dropped = Dropped()
         self.trajectory.episodes, self.trajectory.delivery = episodes, delivery
         return self.trajectory
 
-    def _let_go_on(self, actor: int) -> None:
-        """Its block is being taken: it can begin the next one in the other."""
-        if actor in self._waiting:
+    def _let_go_on(self, finished: Finished) -> None:
+        """Its block is being taken: its actor can begin the next one in the other.
+
+        A block that came out of a checkpoint is none that an actor waits with.
+        """
+        actor = finished.actor
+        if actor in self._waiting and finished.block is self._blocks[actor][self._turns[actor]]:
             self._waiting.remove(actor)
             self._turns[actor] ^= 1
             self._ask(actor)
 
     def _ask_those_without_work(self) -> None:
-        """They have just been made, or put in the place of one that was lost meanwhile."""
+        """They have just been made, or put in the place of one that was lost meanwhile.
+
+        Raises: what an environment raised while it was ahead, now that its block would be next.
+        """
+        for error in self._broken.values():
+            raise error
         for actor in set(range(len(self.crew))) - self._collecting - self._waiting:
             self._ask(actor)
 
@@ -118,8 +149,8 @@ class ActorSource:
     def _next_finished(self, delivery: Delivery) -> Finished:
         started = time.monotonic()
         while not self._finished:
+            self._ask_those_without_work()
             try:
-                self._ask_those_without_work()
                 self._note(self.crew.next_collected(self._collecting))
             except WorkerLost as lost:
                 self._collecting.discard(lost.worker)
@@ -137,14 +168,25 @@ class ActorSource:
 
     def idle(self) -> Collection[int]:
         """Actors that have nothing to collect into until their finished block is taken."""
-        replies: list[tuple[int, Collected]] = []
-        try:
-            while reply := self.crew.collected_by_now(self._collecting - {i for i, _ in replies}):
-                replies.append(reply)
-        except WorkerLost as lost:  # it is replaced before the next batch
-            self._collecting.discard(lost.worker)
-        self._note(*replies)
+        self._take_replies(self.crew.collected_by_now)
         return self._waiting
+
+    def _take_replies(
+        self, reply_of: Callable[[Collection[int]], tuple[int, Collected] | None]
+    ) -> None:
+        """One reply of each that is collecting, if it has one; what it raised is kept for later."""
+        replies: list[tuple[int, Collected]] = []
+        for actor in sorted(self._collecting):
+            try:
+                reply = reply_of([actor])
+            except WorkerLost:  # it is replaced before the next batch
+                self._collecting.discard(actor)
+            except RlBenchError as error:
+                self._collecting.discard(actor)
+                self._broken[actor] = error
+            else:
+                replies += [reply] if reply else []
+        self._note(*replies)
 
     def publish(self, weights: Mapping[str, torch.Tensor], *, version: int) -> None:
         """Every `policy_update_frequency` updates; the first ones at once."""
@@ -164,24 +206,20 @@ class ActorSource:
 
     def state_dict(self) -> dict[str, Any]:
         """Once all have finished what they collect, with the blocks that nobody learned from."""
-        failed = set()
-        self.idle()
-        for actor in sorted(self._collecting):
-            try:
-                self._note(self.crew.next_collected([actor]))
-            except RlBenchError as error:  # whoever comes back to it will meet it again
-                logger.warning("the environments of worker %d cannot be saved: %s", actor, error)
-                self._collecting.remove(actor)
-                failed.add(actor)
+        self._take_replies(self.crew.next_collected)
+        for actor, error in self._broken.items():
+            logger.warning("the environments of worker %d cannot be saved: %s", actor, error)
         unlearned = [*self._taken, *self._finished]
         return {
-            **self.crew.state_dict(without=failed),
+            **self.crew.state_dict(without=self._broken),
             "finished": [_packed(finished) for finished in unlearned],
+            "dropped": asdict(self._dropped),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.crew.load_state_dict(state)
-        self._finished.extend(_unpacked(entry) for entry in state.get("finished", ()))
+        self._finished.extend(unpacked_block(entry) for entry in state.get("finished", ()))
+        self._dropped = Dropped.of(state.get("dropped"))
 
     def close(self) -> None:
         self.crew.close()
@@ -193,7 +231,7 @@ def _packed(finished: Finished) -> dict[str, Any]:
     return {"actor": finished.actor, "collected": asdict(finished.collected), "block": tensors}
 
 
-def _unpacked(entry: Mapping[str, Any]) -> Finished:
+def unpacked_block(entry: Mapping[str, Any]) -> Finished:
     collected = dict(entry["collected"])
     collected["episodes"] = EpisodeStats(**collected["episodes"])
     collected["finished_at"] = time.monotonic()

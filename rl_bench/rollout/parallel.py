@@ -10,10 +10,12 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 import torch
 
+from rl_bench.rollout.actors import Dropped, unpacked_block
 from rl_bench.rollout.crew import Crew
 from rl_bench.rollout.handle import WorkerLost
 from rl_bench.rollout.service import Collected, PublishedWeights
@@ -31,6 +33,7 @@ class ParallelSource:
     def __init__(self, crew: Crew, trajectory: Trajectory, weights: PublishedWeights) -> None:
         self.crew, self.trajectory, self.weights = crew, trajectory, weights
         self._version = 0
+        self._dropped = Dropped()
 
     @property
     def restarts(self) -> int:
@@ -56,9 +59,15 @@ class ParallelSource:
         self.trajectory.episodes = EpisodeStats()
         for index in everyone:  # in the order of the workers, never of arrival
             self.trajectory.episodes.extend(collected[index].episodes)
+        self.trajectory.episodes.extend(self._dropped.episodes)
         now = time.monotonic()
         ages = [now - collected[index].finished_at for index in everyone]
-        self.trajectory.delivery = Delivery(ages, learner_waiting_seconds=now - started)
+        self.trajectory.delivery = Delivery(
+            ages,
+            learner_waiting_seconds=now - started,
+            dropped_timesteps=self._dropped.timesteps,
+        )
+        self._dropped = Dropped()
         return self.trajectory
 
     def publish(self, weights: Mapping[str, torch.Tensor], *, version: int) -> None:
@@ -75,15 +84,18 @@ class ParallelSource:
         return self.crew.pool.pids()
 
     def state_dict(self) -> dict[str, Any]:
-        return self.crew.state_dict()
+        return {**self.crew.state_dict(), "dropped": asdict(self._dropped)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.crew.load_state_dict(state)
+        self._dropped = Dropped.of(state.get("dropped"))
         if state.get("finished"):
             logger.warning(
                 "%d blocks that actors had collected ahead are not learned from in lock-step",
                 len(state["finished"]),
             )
+            for entry in state["finished"]:
+                self._dropped.add(unpacked_block(entry))
 
     def close(self) -> None:
         self.crew.close()

@@ -7,7 +7,6 @@ and containers of them are saved; loading refuses anything else (`weights_only=T
 
 from __future__ import annotations
 
-import hashlib
 import io
 import logging
 import pickle
@@ -27,8 +26,6 @@ from rl_bench.errors import CheckpointError
 logger = logging.getLogger(__name__)
 
 FORMAT_VERSION = 3
-MARKER = b"rlbench1"
-DIGEST_SIZE = hashlib.sha256().digest_size
 
 
 class DamagedCheckpoint(CheckpointError):
@@ -39,8 +36,7 @@ def write(path: Path, state: Mapping[str, Any]) -> None:
     """Write a checkpoint whole or not at all. Raises: StorageError."""
     buffer = io.BytesIO()
     torch.save({"format_version": FORMAT_VERSION, **state}, buffer)
-    data = buffer.getvalue()
-    storage.write_bytes(path, data + hashlib.sha256(data).digest() + MARKER)
+    storage.write_bytes(path, storage.seal(buffer.getvalue()))
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -48,18 +44,23 @@ def read(path: Path) -> dict[str, Any]:
 
     Raises: CheckpointError when it is missing, damaged, malicious, or of another format.
     """
+    return parse(path, read_bytes(path))
+
+
+def read_bytes(path: Path) -> bytes:
+    """Raises: CheckpointError."""
     try:
-        data = path.read_bytes()
+        return path.read_bytes()
     except OSError as error:
         raise DamagedCheckpoint(f"cannot read checkpoint '{path}': {error.strerror}") from error
-    footer = DIGEST_SIZE + len(MARKER)
-    if data[-len(MARKER) :] != MARKER:
-        raise DamagedCheckpoint(
-            f"'{path}' is not a whole rl_bench checkpoint (its end is missing or foreign)"
-        )
-    body, digest = data[:-footer], data[-footer : -len(MARKER)]
-    if hashlib.sha256(body).digest() != digest:
-        raise DamagedCheckpoint(f"checkpoint '{path}' is damaged: its checksum does not match")
+
+
+def parse(path: Path, data: bytes) -> dict[str, Any]:
+    """The state in the bytes of a checkpoint. Raises: CheckpointError."""
+    try:
+        body = storage.unseal(data)
+    except ValueError as error:
+        raise DamagedCheckpoint(f"checkpoint '{path}' is damaged: {error}") from error
     try:
         state = torch.load(io.BytesIO(body), weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, zipfile.BadZipFile) as error:

@@ -107,9 +107,10 @@ class ShardedGradient:
     """The learner's side: hand out shares, compute the others, add them up.
 
     `idle` says which workers of `pool` may be asked now; they must not be asked for anything else
-    before the minibatch is done. What is left is split evenly among those who are free; `finely`,
-    where helpers come and go, into no more than the objective's piece each, so that nobody waits
-    long for the others. Where all of the same helpers are always free, and not finely, shares and
+    before the minibatch is done. What is left is split among those who are free, a helper with its
+    one thread taking as much as each of the learner's `learner_threads`; `finely`, where helpers
+    come and go, into no more than the objective's piece for a thread, so that nobody waits long
+    for the others. Where all of the same helpers are always free, and not finely, shares and
     the order of their sum are always the same.
     """
 
@@ -118,6 +119,7 @@ class ShardedGradient:
     shared: SharedUpdate
     idle: Callable[[], Collection[int]]
     finely: bool = False
+    learner_threads: int = 1
     batch: Any = field(init=False)
     lost: set[int] = field(init=False)
 
@@ -148,12 +150,14 @@ class ShardedGradient:
         whole = left.pop()
         length = whole.stop - whole.start
         largest = self.objective.piece(self.batch) if self.finely else length
-        count = max(1 + len(free), math.ceil(length / largest))
+        count = max(self.learner_threads + len(free), math.ceil(length / largest))
         shares = [
             slice(whole.start + share.start, whole.start + share.stop)
             for share in split_evenly(length, min(count, length))
         ]
-        mine, rest = shares[0], deque(shares[1:])
+        own = min(self.learner_threads, max(1, len(shares) - len(free)))
+        mine = slice(shares[0].start, shares[own - 1].stop)
+        rest = deque(shares[own:])
         for helper in free[: len(rest)]:
             share = rest.popleft()
             try:

@@ -191,6 +191,8 @@ COMPARISON_MISTAKES = {
     ),
     "corrupt": (["--runs", "A=good", "B=corrupt"], "is not valid JSON"),
     "schema": (["--runs", "A=good", "B=future"], "has schema version 99"),
+    "null inside": (["--runs", "A=good", "B=hollow"], "has performance.num_episodes = None"),
+    "config": (["--config", "missing.yaml"], "cannot read 'missing.yaml'"),
     "twice": (["--sequential", "good", "--parallel", "./good"], "is named twice"),
     "games": (["--runs", "A=good", "B=maze"], "no game in common (A: procgen-coinrun-v0; B: pro"),
     "form": (["--runs", "good"], "expected LABEL=DIR[,DIR…], got 'good'"),
@@ -207,6 +209,7 @@ def test_mistakes_of_comparison(case, script):
     make_run(root / "maze", game="maze")
     make_run(root / "future", schema_version=99)
     (make_run(root / "corrupt") / "benchmark_metrics.json").write_text('{"schema_version":')
+    make_run(root / "hollow", performance__num_episodes=None)
     (root / "empty").mkdir()
     before = sorted(root.iterdir())
     expect_one_line(script("compare_results.py", *args), message)
@@ -214,18 +217,18 @@ def test_mistakes_of_comparison(case, script):
 
 
 BENCHMARK_MISTAKES = {
-    "arm": (["--arms", "ppo"], "'ppo' is not one of ppo_sequential"),
+    "arm": (["--arms", "ppo"], "invalid choice: 'ppo' (choose from"),
     "seed": (["--seeds", "x"], "expected a whole number, got 'x'"),
     "seed twice": (["--seeds", "1", "1"], "--seeds: one is named twice (1, 1)"),
     "game": (["--games", "coinrum"], "neither a Procgen game nor a Gymnasium id"),
     "game twice": (["--games", "maze", "procgen-maze-v0"], "--games: one is named twice"),
     "mode": (["--set", "env.distribution_mode=extreme"], "coinrun has no mode 'extreme'"),
     "duration": (["--duration", "0"], "must be above 0"),
-    "episodes": (["--num-episodes", "0"], "is not a number above 0"),
+    "episodes": (["--num-episodes", "0"], "--num-episodes: 0 is too small"),
     "setting": (["--set", "training.gama=1"], "did you mean 'training.gamma'?"),
-    "own flag": (["--set", "env.seed=1"], "the benchmark has a flag of its own"),
+    "own flag": (["--set", "env.seed=1"], "the benchmark chooses this itself"),
     "file": (["--config", "missing.yaml"], "cannot read 'missing.yaml'"),
-    "key": (["--config", "wrong.yaml"], "unknown 'seed'; known: arms, seeds"),
+    "key": (["--config", "wrong.yaml"], "unknown setting 'seed'; did you mean --seeds?"),
 }
 
 

@@ -86,8 +86,7 @@ def pids(parts):
 
 
 def test_every_step_of_every_stream_arrives_once_and_in_order(make_parts):
-    # Breaks when: an actor is asked for its next block before the learner has copied the last one,
-    # a block is taken twice, or blocks of one actor overtake each other.
+    # Breaks when: a block is taken twice, or blocks of one actor overtake each other.
     parts = make_parts(resolved(parallel__max_policy_lag=1000))
     assert isinstance(parts.source, ActorSource)
     streams = Streams()
@@ -199,19 +198,28 @@ def test_a_resume_goes_on_where_every_stream_was(make_parts):
         assert len(followed.clocks) == 6
 
 
+@pytest.mark.parametrize("noticed", [False, True])
 def test_an_environment_that_raises_ahead_does_not_keep_the_rest_from_being_saved(
-    make_parts, caplog
+    make_parts, caplog, noticed
 ):
-    # Breaks when: saving fails with what an environment raised in a block that nobody has asked
-    # for yet; or saves a snapshot of it that does not fit what it had shown last.
+    # Breaks when: what it raised is lost and the run goes on with a stream that is broken; saving
+    # fails with what an environment raised in a block that nobody has asked for yet; or saves a
+    # snapshot of it that does not fit what it had shown last.
     parts = make_parts(resolved("toy-crashing", workers=1))
     for _ in range(49 // STEPS):
         parts.source.next_batch()  # the next block, which is being collected, raises
+    if noticed:
+        deadline = time.monotonic() + 20
+        while not parts.source.idle() and not parts.source._broken:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
     state = parts.source.state_dict()
     assert state["workers"] == [None]
     assert state["finished"] == []
     assert "the environments of worker 0 cannot be saved" in caplog.text
     assert "crashed, as it was built to" in caplog.text
+    with pytest.raises(WorkerError, match="crashed, as it was built to"):
+        parts.source.next_batch()
 
 
 def test_blocks_taken_into_a_batch_that_is_not_complete_are_saved(make_parts):
@@ -252,6 +260,12 @@ def test_a_resume_may_change_the_lag(make_parts, caplog):
     assert len(states[0]["finished"]) == 3
     lock_step.source.load_state_dict(states[0])
     assert "3 blocks that actors had collected ahead are not learned from" in caplog.text
+    batch = lock_step.source.next_batch()
+    assert batch.delivery.dropped_timesteps == 3 * STEPS * 2, "they are counted"
+    ended = sum(len(e["collected"]["episodes"]["lengths"]) for e in states[0]["finished"])
+    assert ended > 0
+    assert len(batch.episodes.lengths) > ended, "and so are their episodes"
+    assert lock_step.source.next_batch().delivery.dropped_timesteps == 0
     other = make_parts(resolved())
     other.source.load_state_dict(states[1])
     streams = Streams()

@@ -66,6 +66,28 @@ def test_stopped_at_any_update_and_resumed_is_bit_exact(script, stopped_at):
     assert sum(result["phases"].values()) == pytest.approx(result["elapsed_seconds"], rel=1e-6)
 
 
+def test_impala_resumes_bit_exact_and_keeps_its_optimiser(script):
+    # Breaks when: the order of its unrolls, or RMSProp's squares, are left out of the checkpoint.
+    def run(out, total, *args, optimiser="rmsprop"):
+        small = [word for word in SMALL if word not in ("--n-epochs", "2")]
+        return script(
+            "train_impala_sequential.py", "--env", "coinrun", "--output-dir", out, *CONSTANT,
+            "--total-timesteps", str(total), *small, *args,
+            "--set", f"impala.optimiser={optimiser}",
+        )  # fmt: skip
+
+    assert run("whole", TOTAL).returncode == 0
+    assert run("parts", 3 * UPDATE).returncode == 0
+    other = run("parts", TOTAL, "--resume", optimiser="adam")
+    assert other.returncode == 2
+    assert "impala.optimiser: checkpoint rmsprop, asked for adam" in other.stderr
+    done = run("parts", TOTAL, "--resume")
+    assert done.returncode == 0, done.stderr
+    names = {"stem": "impala_sequential", "name": "IMPALA_Sequential"}
+    whole, parts = (learned(script.directory, out, **names) for out in ("whole", "parts"))
+    assert_same(whole, parts)
+
+
 def wait_for(condition, process, seconds=60):
     deadline = time.monotonic() + seconds
     while not condition():

@@ -53,7 +53,7 @@ def test_a_malicious_pickle_is_refused_and_not_run(tmp_path):
     body = path.read_bytes()
     import hashlib
 
-    path.write_bytes(body + hashlib.sha256(body).digest() + checkpoint.MARKER)
+    path.write_bytes(body + hashlib.sha256(body).digest() + storage.SEAL)
     with pytest.raises(CheckpointError, match="refused"):
         checkpoint.read(path)
     assert not (tmp_path / "owned").exists()

@@ -56,11 +56,12 @@ def test_three_runs_have_low_power_and_one_has_no_verdict(tmp_path):
         assert game["verdicts"][0].startswith(words)
         assert ("no interval can be given" in game["caution"][0]) == (n == 1)
         assert ("low power" in game["caution"][0]) == (n == 3)
+        assert game["contrasts"][0]["better"] is None
 
 
 def test_four_arms_are_compared_in_pairs_with_holm(tmp_path):
     # Breaks when: each pair is judged as if it were the only one.
-    generator = np.random.default_rng(5)
+    generator = np.random.default_rng(10)
     named = {
         label: [
             str(make_run(tmp_path / f"{label}{s}", seed=s, final=float(8 + generator.normal())))
@@ -72,6 +73,8 @@ def test_four_arms_are_compared_in_pairs_with_holm(tmp_path):
     assert len(contrasts) == 6
     least = min(contrasts, key=lambda c: c["p"])
     assert least["p_adjusted"] == pytest.approx(min(1.0, 6 * least["p"]))
+    assert least["p"] < 0.05 < least["p_adjusted"], "the seed is chosen so that Holm decides"
+    assert least["verdict"].startswith("no evidence")
 
 
 INCOMPARABLE = {
@@ -80,6 +83,7 @@ INCOMPARABLE = {
     "levels": ({"config__env__num_levels": 500}, "training levels differs: 200 from 0 (A); 500"),
     "mode": ({"config__env__distribution_mode": "hard"}, "distribution mode differs: easy (A); h"),
     "budget": ({"minutes": 20.0}, "budget differs: 600 seconds (A) to 1,200 seconds (B)"),
+    "unspent": ({"budget__reached": 300.0}, "budget not spent: a run of B reached 300 of 600"),
     "kind": ({"budget__kind": "timesteps"}, "kind of budget differs: wall_clock (A); timesteps"),
     "evaluation": ({"held_out": None}, "evaluation differs: 500 stochastic episodes"),
 }
@@ -121,7 +125,8 @@ def test_throughput_is_a_ratio_of_medians(tmp_path):
         label: [str(make_run(tmp_path / f"{label}{i}", seed=i, fps=f)) for i, f in enumerate(fps)]
         for label, fps in runs.items()
     }
-    table = compare(load_arms(dict(reversed(named.items()))))["throughput"]
+    document = compare(load_arms(dict(reversed(named.items()))))
+    table = document["games"]["procgen-coinrun-v0"]["throughput"]
     assert [entry["arm"] for entry in table] == ["B", "A"]
     assert table[1]["ratio"] == 2.0
     low, high = table[1]["ratio_interval_95"]
@@ -145,6 +150,10 @@ def test_odd_runs_are_rendered(case, tmp_path):
     text, files = write_comparison(arms, tmp_path / "out/c.png")
     for path in files:
         assert path.stat().st_size > 100, path
+    assert ("not reached" in text) == (
+        case in ("no finished episode", "failed at once", "a single row")
+    )
+    assert text.count("not reached") <= 1, "only a threshold is reached or not"
     assert "nan" not in text.lower()
     read_json(tmp_path / "out/comparison_report.json")
     if case == "no finished episode":
@@ -154,8 +163,9 @@ def test_odd_runs_are_rendered(case, tmp_path):
 
 
 def test_one_arm_is_shown_too(tmp_path):
-    text, _ = write_comparison(make_arms(tmp_path, n=1)[:1], tmp_path / "out/c.png")
-    assert "A: 1 run" in text
+    text, _ = write_comparison(make_arms(tmp_path, n=3)[:1], tmp_path / "out/c.png")
+    assert "A: 3 runs" in text
+    assert "not in turns" not in text
 
 
 def test_half_a_line_is_skipped_and_counted(tmp_path):
@@ -171,11 +181,86 @@ def test_an_evaluation_of_another_checkpoint_is_left_out(tmp_path):
     directory = make_run(tmp_path / "run", held_out=8.0)
     (path,) = directory.glob("checkpoints/*.json")
     document = json.loads(path.read_text())
-    document["checkpoint"]["timesteps"] -= 1
+    assert load_run(directory).evaluation == document
+    for changes in ({"timesteps": 7}, {"seed": 7}):
+        path.write_text(json.dumps({**document, "checkpoint": document["checkpoint"] | changes}))
+        run = load_run(directory)
+        assert run.evaluation is None
+        assert "is of another checkpoint" in run.notes[0]
     path.write_text(json.dumps(document))
-    run = load_run(directory)
-    assert run.evaluation is None
-    assert "is of another checkpoint" in run.notes[0]
+    (directory / "checkpoints/ppo_sequential_final.pt").write_bytes(b"another run's weights")
+    assert load_run(directory).evaluation is None
+
+
+def test_rows_are_those_of_the_runs_own_mode(tmp_path):
+    # Breaks when: the first metrics.jsonl that is found is taken for the run's.
+    directory = make_run(tmp_path / "run")
+    other = directory / "logs/IMPALA_Sequential/metrics.jsonl"
+    other.parent.mkdir()
+    other.write_text('{"time/total_timesteps": 1}')
+    assert len(load_run(directory).rows) == 60
+
+
+def test_a_run_by_timesteps_has_its_evaluation_beside_the_logs(tmp_path):
+    run = make_run(tmp_path / "logs/PPO_Sequential", held_out=8.0)
+    (run / "checkpoints").rename(tmp_path / "moved")
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "moved").rename(tmp_path / "checkpoints/ppo_sequential")
+    assert load_run(run).evaluation is not None
+
+
+def test_an_arm_of_unlike_runs_is_said(tmp_path):
+    arms = make_arms(tmp_path, n=2)
+    arms[0].runs[1].result["config"]["training"]["num_envs"] = 64
+    (line,) = incomparable(arms)
+    assert line == "A has runs with different settings: training.num_envs"
+
+
+def test_evaluations_may_differ_between_games(tmp_path):
+    named = {}
+    for label in "AB":
+        for game in ("coinrun", "maze"):
+            run = make_run(tmp_path / f"{label}{game}", game=game, held_out=7.0)
+            named.setdefault(label, []).append(str(run))
+            (path,) = run.glob("checkpoints/*.json")
+            if game == "maze":
+                path.write_text(
+                    path.read_text().replace('"num_episodes": 500', '"num_episodes": 9')
+                )
+    assert incomparable(load_arms(named)) == []
+
+
+@pytest.mark.parametrize("text", ["NaN", "Infinity"])
+def test_figures_that_are_no_numbers(tmp_path, text):
+    directory = make_run(tmp_path / "run")
+    rows = directory / "logs/PPO_Sequential/metrics.jsonl"
+    odd = f'{{"time/total_timesteps": 5, "time/elapsed_time": {text}, "time/fps_recent": "x"}}\n'
+    rows.write_text(odd + f'{{"time/total_timesteps": {text}}}\n' + rows.read_text())
+    arms = load_arms({"A": [str(directory)]})
+    assert "nan" not in write_comparison(arms, tmp_path / "out/c.png")[0].lower()
+    path = directory / "benchmark_metrics.json"
+    path.write_text(path.read_text().replace("4000.0", text))
+    with pytest.raises(ConfigError, match="is not valid JSON"):
+        load_run(directory)
+
+
+def test_labels_may_hold_what_matplotlib_reads(tmp_path):
+    arms = make_arms(tmp_path, n=1)
+    odd = [type(arm)(label, arm.runs) for arm, label in zip(arms, ("_a", "$x by $"), strict=True)]
+    write_comparison(odd, tmp_path / "out/c.png")
+
+
+def test_games_of_different_modes_are_not_aggregated(tmp_path):
+    named = {
+        label: [
+            str(make_run(tmp_path / f"{label}{game}", game=game, config__env__distribution_mode=m))
+            for game in ("heist", "miner")
+        ]
+        for label, m in (("A", "easy"), ("B", "memory"))
+    }
+    text, _ = write_comparison(load_arms(named), tmp_path / "out/c.png")
+    assert text.startswith("NOT COMPARABLE: distribution mode differs")
+    assert "no aggregate over games: distribution modes differ in procgen-heist-v0" in text
 
 
 def test_bad_input_is_one_clear_line(tmp_path):
@@ -298,7 +383,7 @@ def test_the_template_has_the_guides_lines_and_a_winner_per_row(tmp_path):
         assert words in text
     rows = {line[:30].strip(): line for line in text.splitlines()}
     assert rows["Average FPS"].endswith("A (+25%)")
-    assert rows["Held-out Reward"].endswith("A is better than B")
+    assert rows["Held-out Reward"].endswith("A > B")
     assert rows["Memory Usage (GB)"].endswith("no clear winner")
     single = make_arms(tmp_path / "single", n=1, a={"fps": 5000.0})
     rows = {line[:30].strip(): line for line in template(compare(single), single).splitlines()}

@@ -88,9 +88,9 @@ def test_actors_leave_cores_to_the_learner(monkeypatch, cores):
     [
         ("ppo", 4, None, 1, 0),
         ("impala", 4, None, 1, 8),
-        ("impala", 4, None, 12, 12),
+        ("impala", 4, None, 12, 19),
         ("impala", 1, None, 1, 0),
-        ("impala", 1, None, 2, 8),
+        ("impala", 1, None, 2, 9),
         ("impala", 4, 0, 1, 0),
         ("impala", 4, 3, 3, 3),
     ],

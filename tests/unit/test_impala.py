@@ -13,6 +13,7 @@ from rl_bench.config import ImpalaConfig, TrainingConfig
 from rl_bench.errors import TrainingError
 from rl_bench.nets import ActorCritic
 from rl_bench.types import Trajectory
+from tests.unit.test_vtrace import slow_vtrace
 
 SPACE = Box(-1, 1, (2,), np.float32)
 
@@ -86,6 +87,58 @@ def test_loss_and_gradient_by_hand():
     torch.testing.assert_close(net.head.dense.bias.grad, torch.tensor([by_w, -by_w]))
     by_value = -0.25 * (1.0625 + 1.125) / 2
     torch.testing.assert_close(net.value.bias.grad, torch.tensor([by_value]))
+
+
+def test_everything_reaches_the_targets():
+    """The whole loss of a trajectory with ends, against V-trace's definition as a double sum.
+
+    The policy is read off a bias (π = 3/4 for action 0), V = 0.3 everywhere; three clips that
+    differ, λ = 0.7, ratios and values clipped.
+    """
+    # Breaks when: clips are mixed up, λ or the clip of values is left out, terminations and
+    # truncations change places, raw rewards are learned from, or old values are shifted by a row.
+    agent = make_agent(
+        {"gamma": 0.9}, vtrace_lambda=0.7, vtrace_clip_rho_threshold=1.4,
+        vtrace_clip_c_threshold=1.1, vtrace_clip_pg_rho_threshold=0.8, value_coef=0.25,
+        entropy_coef=0.0, clip_value_loss=True,
+    )  # fmt: skip
+    net, g = agent.net, torch.Generator().manual_seed(4)
+    with torch.no_grad():
+        for p in net.parameters():
+            p.zero_()
+        net.head.dense.bias.copy_(torch.tensor([math.log(3.0), 0.0]))
+        net.value.bias.fill_(0.3)
+    raw = make_trajectory(6, 5)
+    raw.terminated[1, 0] = raw.terminated[3, 2] = raw.truncated[2, 1] = raw.truncated[4, 2] = True
+    raw.final_values[:] = torch.randn(6, 5, generator=g)
+    raw.behaviour_values[:] = torch.randn(7, 5, generator=g)
+    raw.behaviour_log_probs[:] = -2 * torch.rand(6, 5, generator=g)
+    scaled = torch.randn(6, 5, generator=g)
+    objective = agent.gradient.objective
+    batch = objective.batch(raw, {"rewards": scaled})
+    losses = objective.losses(batch)
+
+    log_probs = torch.where(raw.actions == 0, math.log(0.75), math.log(0.25)).double()
+    log_rhos = log_probs - raw.behaviour_log_probs.double()
+    case = {
+        "log_rhos": log_rhos, "rewards": scaled, "values": torch.full((7, 5), 0.3),
+        "terminated": raw.terminated, "truncated": raw.truncated, "final_values": raw.final_values,
+    }  # fmt: skip
+    vs, advantages = slow_vtrace(case, 0.9, 1.4, 1.1, 0.8, 0.7)
+    rhos = log_rhos.exp()
+    beyond = ((advantages > 0) & (rhos > 1.2)) | ((advantages < 0) & (rhos < 0.8))
+    policy_loss = -(log_probs * advantages * ~beyond).mean().item()
+    old = raw.behaviour_values[:-1].double()
+    clipped = old + (0.3 - old).clamp(-0.2, 0.2)
+    value_loss = 0.5 * torch.maximum((0.3 - vs) ** 2, (clipped - vs) ** 2).mean().item()
+    assert losses["train/policy_loss"].item() == pytest.approx(policy_loss, rel=1e-4)
+    assert losses["train/value_loss"].item() == pytest.approx(value_loss, rel=1e-4)
+    assert losses["train/loss"].item() == pytest.approx(policy_loss + 0.25 * value_loss, rel=1e-4)
+    unclipped = make_agent({"gamma": 0.9}, clip_value_loss=False)
+    unclipped.net.load_state_dict(net.state_dict())
+    assert (
+        unclipped.gradient.objective.losses(batch)["train/value_loss"] != losses["train/value_loss"]
+    )
 
 
 @pytest.mark.parametrize("actions", [None, Box(-1, 1, (3,), np.float32)])
@@ -203,3 +256,13 @@ def test_state_round_trip_continues_exactly(optimiser):
         a, b = (x.update(make_trajectory(), progress=0.0) for x in (agent, other))
         assert a == b
     assert all(torch.equal(v, other.weights()[k]) for k, v in agent.weights().items())
+
+
+def test_a_resume_steps_with_the_settings_of_now():
+    # Breaks when: what the optimiser was saved with wins over what config.yaml says.
+    old = make_agent(optimiser="rmsprop", rmsprop_eps=1e-3)
+    old.update(make_trajectory(), progress=0.0)
+    new = make_agent(optimiser="rmsprop", rmsprop_eps=1e-2)
+    new.load_state_dict(old.state_dict())
+    assert new.optimiser.param_groups[0]["eps"] == 1e-2
+    assert new.optimiser.state_dict()["state"].keys() == old.optimiser.state_dict()["state"].keys()

@@ -195,3 +195,29 @@ def test_sharded_updates_follow_the_central_ones(algorithm):
     for a, b in zip(*(agent.net.parameters() for agent in agents), strict=True):
         # Adam divides by the gradient's size, so rounding in tiny gradients shows up to its step.
         torch.testing.assert_close(a, b, rtol=1e-3, atol=2e-4)
+
+
+@pytest.mark.parametrize(
+    ("threads", "helpers", "own"), [(1, 1, 8), (1, 3, 4), (4, 1, 12), (7, 1, 14), (4, 0, 16)]
+)
+def test_a_helper_takes_as_much_as_a_thread_of_the_learner(threads, helpers, own):
+    # Breaks when: shares are even although the learner has more threads than a helper.
+    class Asked(dict):
+        def ask(self, helper, request, size, start, stop):
+            self[helper] = stop - start
+
+    pool, objective = Asked(), make_objective_of_pieces(16)
+    shared = type("Shared", (), {"helpers": tuple(range(helpers))})()
+    gradient = ShardedGradient(
+        objective, pool, shared, idle=lambda: range(helpers), finely=True, learner_threads=threads
+    )
+    gradient.batch, gradient.lost = None, set()
+    left, asked = [slice(0, 16)], {}
+    mine = gradient._hand_out(left, asked, 16)
+    assert mine == slice(0, own)
+    assert sum(pool.values()) == 16 - own
+    assert left == []
+
+
+def make_objective_of_pieces(size):
+    return type("Objective", (), {"piece": lambda self, batch: size})()

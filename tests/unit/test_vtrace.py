@@ -139,6 +139,32 @@ def test_golden_values_of_scalable_agent_with_a_batch():
     torch.testing.assert_close(result.pg_advantages, torch.tensor(advantages), rtol=1e-5, atol=1e-4)
 
 
+def test_golden_values_of_scalable_agent_with_a_larger_batch():
+    """Source: the same test's inputs with batch size 5; its definition evaluated in float64."""
+    counted = torch.arange(25.0).view(5, 5)
+    result = golden(
+        log_rhos=(5.0 * (counted / 25.0 - 0.5)).tolist(),
+        discounts=[[0.9 / (b + 1) for b in range(5)]] * 5,
+        rewards=counted.tolist(),
+        values=(counted / 5.0).tolist(),
+        bootstrap=[1.0, 2.0, 3.0, 4.0, 5.0],
+        clip_rho=3.7,
+        clip_pg_rho=2.2,
+    )
+    vs = [[0.92981553, 0.55643743, 0.81689456, 1.1897671, 1.6549955],
+          [12.58608, 6.1226044, 6.0147728, 6.858315, 8.2233348],
+          [53.250231, 29.472213, 27.545145, 29.03719, 31.861155],
+          [84.997052, 62.252527, 60.632278, 66.036553, 76.130182],
+          [66.53, 69.69, 72.85, 76.01, 79.17]]  # fmt: skip
+    advantages = [[0.92981553, 0.35643743, 0.41689456, 0.58976714, 0.85499548],
+          [11.58608, 4.9226044, 4.6147728, 5.258315, 6.4233348],
+          [51.250231, 27.272213, 25.145145, 27.914655, 33.616118],
+          [118.50514, 88.928326, 78.001, 69.30495, 64.79132],
+          [37.18, 38.94, 40.7, 42.46, 44.22]]  # fmt: skip
+    torch.testing.assert_close(result.vs, torch.tensor(vs), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(result.pg_advantages, torch.tensor(advantages), rtol=1e-5, atol=1e-4)
+
+
 def test_golden_values_of_rlax():
     """Source: google-deepmind/rlax vtrace_test.py; all clips 1 (its 5.0 is never passed on)."""
     # Breaks when: a discount of 0 in the middle does not end the trace.
@@ -183,7 +209,9 @@ def test_no_gradient_passes_through_the_targets():
     assert not result.pg_advantages.requires_grad
 
 
-def test_bfloat16_values_are_computed_on_in_float32():
+def test_everything_is_computed_in_float32():
+    doubled = {k: v.double() if v.is_floating_point() else v for k, v in random_case(2).items()}
+    assert vtrace(**doubled, gamma=0.9).vs.dtype == torch.float32
     case = random_case(1)
     case["values"] = case["values"].bfloat16()
     exact = vtrace(**(case | {"values": case["values"].float()}), gamma=0.9)

@@ -1,0 +1,178 @@
+"""What this machine could reach at most, and which share of it each of our arms reaches.
+
+Measures on one core, with the others idle, what a timestep costs in simulation (Procgen alone),
+inference (the acting network alone) and training (forward, backward and the optimiser's step, per
+row), each at the sizes that suit it best. The limit of an arm is
+
+    cores / (simulation + inference + passes × training)
+
+timesteps per second: no Python in between, no waiting, no message, and cores that do not slow each
+other down. Then it runs the arms and says where their core-seconds go. Beside them stands what the
+matrix units alone would allow, from the speed of a large bf16 matrix product.
+
+    .venv/bin/python perf/limit.py --output benchmarks/limit.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+from perf.scaling import MINIBATCH, config, gradient_seconds, seconds_of, step_seconds  # noqa: E402
+from perf.throughput import OURS, run_ours  # noqa: E402
+from rl_bench import system  # noqa: E402
+from rl_bench.benchmark import build  # noqa: E402
+
+SIMULATED = (16, 32, 64, 128, 256)
+INFERRED = (32, 64, 128, 256, 512, 1024)
+TRAINED = (128, 256, 512, 1024)
+PASSES = {"ppo": 4, "impala": 1}
+ARMS = ("sequential", "2x16", "impala-sequential", "impala-parallel")
+MATRIX = 4096
+Costs = dict[str, float]
+
+
+def simulation_seconds(num_envs: int) -> float:
+    """Per timestep, on one thread, with random actions."""
+    env = build.make_vector_env(config().env, num_envs, seed=1, num_threads=0)
+    env.reset()
+    actions = np.random.default_rng(0).integers(0, 15, (256, num_envs), dtype=np.int64)
+
+    def steps() -> None:
+        for row in actions:
+            env.step(row)
+
+    seconds = seconds_of(steps, 5) / actions.size
+    env.close()
+    return seconds
+
+
+def inference_seconds(rows: int) -> float:
+    """Per row, on one thread."""
+    policy = build.make_net(config()).acting_copy()
+    frames = torch.randint(0, 255, (rows, 64, 64, 3), dtype=torch.uint8)
+    with torch.inference_mode():
+        return seconds_of(lambda: policy(frames), max(20, 4096 // rows)) / rows
+
+
+def training_seconds(rows: int) -> float:
+    """Per row of a minibatch of 1,024 that is computed in pieces of `rows`; one step for all."""
+    return gradient_seconds(rows) / rows + step_seconds() / MINIBATCH
+
+
+def matrix_flops() -> float:
+    """Floating-point operations per second of a large bf16 matrix product on one thread."""
+    a = torch.randn(MATRIX, MATRIX).to(torch.bfloat16)
+    b = torch.randn(MATRIX, MATRIX).to(torch.bfloat16)
+    return 2.0 * MATRIX**3 / seconds_of(lambda: a @ b, 3)
+
+
+def network_flops() -> Costs:
+    """Floating-point operations for one frame: forward, and forward with backward."""
+    net = build.make_net(config())
+    frames = torch.randint(0, 255, (8, 64, 64, 3), dtype=torch.uint8)
+    with FlopCounterMode(display=False) as forward:
+        policy, values = net(frames)
+    with FlopCounterMode(display=False) as backward:
+        (policy.sum() + values.sum()).backward()
+    ahead = forward.get_total_flops() / 8
+    return {"inference": ahead, "training": ahead + backward.get_total_flops() / 8}
+
+
+def costs() -> tuple[Costs, dict[str, Costs]]:
+    """Seconds per timestep at the best size, and at every size."""
+    system.prepare_process(1)
+    measured = {
+        "simulation": {str(n): simulation_seconds(n) for n in SIMULATED},
+        "inference": {str(n): inference_seconds(n) for n in INFERRED},
+        "training": {str(n): training_seconds(n) for n in TRAINED},
+    }
+    return {name: min(sizes.values()) for name, sizes in measured.items()}, measured
+
+
+def limit_fps(best: Costs, passes: int, cores: int) -> float:
+    return cores / (best["simulation"] + best["inference"] + passes * best["training"])
+
+
+def shares(arm: str, best: Costs, cores: int, runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """An arm's speed as a share of its limit, and its core-seconds per timestep by phase."""
+    passes = PASSES["impala" if "impala" in arm else "ppo"]
+    run = sorted(runs, key=lambda r: r["timesteps"] / r["seconds"])[len(runs) // 2]
+    fps = statistics.median(r["timesteps"] / r["seconds"] for r in runs)
+    limit = limit_fps(best, passes, cores)
+    # With rollouts in this process all cores simulate and infer; else each worker has one.
+    width = cores if run["num_workers"] == 0 else run["num_workers"]
+    spent = {
+        "simulation": width * run["simulation_seconds"] / run["timesteps"],
+        "inference": width * run["inference_seconds"] / run["timesteps"],
+    }
+    waiting = run["num_workers"] * run["waiting_seconds"] / run["timesteps"]
+    spent["training and the rest"] = cores / fps - sum(spent.values()) - waiting
+    spent["workers waiting"] = waiting
+    return {"limit_fps": limit, "fps": fps, "share": fps / limit, "core_seconds": spent}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--arms", nargs="+", choices=OURS, default=list(ARMS))
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=30.0, help="of each run")
+    parser.add_argument("--output", type=Path, default=Path("benchmarks/limit.json"))
+    arguments = parser.parse_args()
+    cores = system.usable_cores()
+    best, every = costs()
+    peak, flops = matrix_flops(), network_flops()
+    show_costs(every, peak, flops)
+    runs: dict[str, list[dict[str, Any]]] = {arm: [] for arm in arguments.arms}
+    for _ in range(arguments.repeats):  # in turns: the machine's speed drifts
+        for arm in arguments.arms:
+            script, *flags = OURS[arm]
+            runs[arm].append(run_ours(arguments.seconds, *flags, script=script))
+    table = {arm: shares(arm, best, cores, runs[arm]) for arm in arguments.arms}
+    show_arms(table, best)
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    document = {
+        "system": system.host_facts(), "git": system.git_facts(), "cores": cores,
+        "seconds_per_timestep": every, "matrix_flops_per_core": peak, "network_flops": flops,
+        "arms": table,
+    }  # fmt: skip
+    arguments.output.write_text(json.dumps(document, indent=2) + "\n")
+    print(f"\nwritten to {arguments.output}")
+
+
+def show_costs(every: dict[str, Costs], peak: float, flops: Costs) -> None:
+    print("One core, microseconds per timestep, by batch:")
+    for name, sizes in every.items():
+        cells = "  ".join(f"{n}: {1e6 * seconds:.1f}" for n, seconds in sizes.items())
+        print(f"  {name:12s} {cells}")
+    print(f"bf16 matrix product of {MATRIX}: {peak / 1e12:.2f} TFLOP/s on one core;")
+    for name, count in flops.items():
+        reached = count / min(every[name].values())
+        print(
+            f"  {name}: {count / 1e6:.1f} MFLOP a frame, {1e6 * count / peak:.1f} µs at that "
+            f"speed; {reached / 1e12:.2f} TFLOP/s, {100 * reached / peak:.0f} %, are reached"
+        )
+
+
+def show_arms(table: dict[str, dict[str, Any]], best: Costs) -> None:
+    print(f"\n{'arm':20s} {'limit':>8s} {'reached':>8s} {'share':>6s}  core-µs per timestep")
+    for arm, row in table.items():
+        spent = ", ".join(f"{k} {1e6 * v:.0f}" for k, v in row["core_seconds"].items())
+        print(f"{arm:20s} {row['limit_fps']:8,.0f} {row['fps']:8,.0f} {row['share']:6.0%}  {spent}")
+    print("best alone: " + ", ".join(f"{k} {1e6 * v:.0f}" for k, v in best.items()))
+
+
+if __name__ == "__main__":
+    main()
