@@ -13,12 +13,7 @@ import torch.nn.functional as F
 from gymnasium.spaces import Discrete
 from torch import nn
 
-
-class Dense(nn.Linear):
-    """A linear layer that computes in the dtype of its input."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.linear(x, self.weight.to(x.dtype), self.bias.to(x.dtype))
+from rl_bench.layers import Dense
 
 
 class CategoricalHead(nn.Module):

@@ -1,4 +1,4 @@
-"""Networks: encoders and ActorCritic. The only place that scales pixels or picks a dtype.
+"""Networks: encoders and ActorCritic. The only place that picks a dtype; `layers.py` scales pixels.
 
 Weights are float32 masters; each layer casts them to the network's compute dtype (bfloat16 or
 float32) on the way in, so the same modules serve the learner (gradients arrive in float32) and
@@ -21,36 +21,10 @@ from gymnasium.spaces import Box, Discrete
 from torch import nn
 
 from rl_bench.errors import ConfigError
-from rl_bench.heads import Dense, make_head
+from rl_bench.heads import make_head
+from rl_bench.layers import Conv, Dense, PixelConv, can_pack, packable
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-
-
-class Conv(nn.Conv2d):
-    """A convolution that computes in the dtype of its input."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        assert self.bias is not None
-        return F.conv2d(
-            x, self.weight.to(x.dtype), self.bias.to(x.dtype), self.stride, self.padding
-        )
-
-
-class PixelConv(nn.Conv2d):
-    """The first layer: takes uint8 frames [N, H, W, C] and computes on pixels in [0, 1].
-
-    Bytes are exact in bfloat16, so the division by 255 is folded into the few weights instead of
-    being done to every pixel.
-    """
-
-    def forward(  # type: ignore[override]
-        self, frames: torch.Tensor, dtype: torch.dtype
-    ) -> torch.Tensor:
-        assert self.bias is not None
-        # Cast first: the cast of a permuted view goes element by element, six times slower.
-        x = frames.to(dtype).permute(0, 3, 1, 2)
-        weight = self.weight.float() / 255.0 if frames.dtype == torch.uint8 else self.weight
-        return F.conv2d(x, weight.to(dtype), self.bias.to(dtype), self.stride, self.padding)
 
 
 def flatten_channels_last(x: torch.Tensor) -> torch.Tensor:
@@ -77,10 +51,10 @@ class NatureEncoder(nn.Module):
         self.dense = Dense(64 * side[0] * side[1], hidden_size)
 
     def forward(self, frames: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        x = F.relu(self.conv1(frames, dtype))
-        x = F.relu(self.conv2(x))
-        x = F.relu(self.conv3(x))
-        return F.relu(self.dense(flatten_channels_last(x)))
+        x = self.conv1(frames, dtype, relu=True)
+        x = self.conv2(x, relu=True)
+        x = self.conv3(x, relu=True)
+        return self.dense(flatten_channels_last(x), relu=True)
 
 
 class ResidualBlock(nn.Module):
@@ -90,7 +64,7 @@ class ResidualBlock(nn.Module):
         self.conv2 = Conv(channels, channels, 3, padding=1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x + self.conv2(F.relu(self.conv1(F.relu(x))))
+        return x + self.conv2(self.conv1(F.relu(x), relu=True))
 
 
 class ImpalaEncoder(nn.Module):
@@ -125,7 +99,7 @@ class ImpalaEncoder(nn.Module):
         for stage, (conv, blocks) in enumerate(zip(self.convs, self.blocks, strict=True)):
             x = conv(x, dtype) if stage == 0 else conv(x)
             x = blocks(F.max_pool2d(x, 3, stride=2, padding=1))
-        return F.relu(self.dense(flatten_channels_last(F.relu(x))))
+        return self.dense(flatten_channels_last(F.relu(x)), relu=True)
 
 
 IMAGE_ENCODERS: dict[str, type[NatureEncoder] | type[ImpalaEncoder]] = {
@@ -190,13 +164,18 @@ class ActorCritic(nn.Module):
         return self.head(features), self.value(value_features).squeeze(-1)
 
     def acting_copy(self) -> ActorCritic:
-        """A copy for inference: encoders cast once to the compute dtype, no gradients."""
+        """A copy for inference: encoders cast once to the compute dtype, no gradients.
+
+        Encoders of images in bfloat16 are packed too.
+        """
         policy = copy.deepcopy(self).requires_grad_(False)
+        packs = policy.value_encoder is None and self.dtype == torch.bfloat16 and can_pack()
         for encoder in (policy.encoder, policy.value_encoder):
-            for module in encoder.modules() if encoder is not None else ():
+            for layer in packable(encoder) if encoder is not None else ():
+                layer.packs = packs
                 # PixelConv stays: its weights are divided by 255 first, and would be rounded twice.
-                if isinstance(module, (Conv, Dense)):
-                    module.to(self.dtype)
+                if not isinstance(layer, PixelConv):
+                    layer.to(self.dtype)
         return policy.eval()
 
     def load_weights(self, weights: Mapping[str, torch.Tensor]) -> None:
@@ -204,6 +183,8 @@ class ActorCritic(nn.Module):
         with torch.no_grad():
             for name, tensor in self.state_dict().items():
                 tensor.copy_(weights[name])
+        for layer in packable(self):
+            layer.repack()
 
     def _initialise(self) -> None:
         """Orthogonal everywhere: gain √2 in encoders, 0.01 for the policy, 0.1 for the value.

@@ -10,6 +10,7 @@ from gymnasium.spaces import Box, Dict, Discrete, MultiBinary
 
 from rl_bench.errors import ConfigError
 from rl_bench.heads import CategoricalHead, GaussianHead
+from rl_bench.layers import PixelConv, can_pack, packable
 from rl_bench.nets import (
     ActorCritic,
     ImpalaEncoder,
@@ -162,3 +163,50 @@ def test_orthogonal_initialisation():
     assert net.value.weight.norm().item() == pytest.approx(0.1, rel=1e-3)
     assert math.isclose(sum(p.abs().sum().item() for n, p in net.named_parameters()
                             if n.endswith("bias")), 0.0)  # fmt: skip
+
+
+@pytest.mark.skipif(not can_pack(), reason="this torch has no packed layers")
+@pytest.mark.parametrize("encoder", ["nature", "impala"])
+def test_packed_layers_act_as_the_others(encoder):
+    # Breaks when: a packed layer leaves out its ReLU or bias, or keeps the weights of before.
+    nets = [ActorCritic(FRAMES, Discrete(15), encoder=encoder, precision="bf16") for _ in range(2)]
+    policy, plain = nets[0].acting_copy(), nets[0].acting_copy()
+    for layer in packable(plain):
+        layer.packs = False
+    assert any(layer.packs for layer in packable(policy))
+    with torch.inference_mode():
+        for net in nets:
+            for acting in (policy, plain):
+                acting.load_weights(net.state_dict())
+            for n in (32, 7, 33):
+                for ours, theirs in zip(
+                    policy(random_frames(n)), plain(random_frames(n)), strict=True
+                ):
+                    torch.testing.assert_close(ours, theirs, rtol=1e-2, atol=1e-2)
+    logits = [acting(random_frames(8))[0] for acting in (policy, nets[0].acting_copy())]
+    assert not torch.allclose(*logits), "these are the weights of the second one"
+
+
+def test_only_images_in_bf16_are_packed():
+    vectors = ActorCritic(Box(-1, 1, (3,), np.float32), Discrete(2), precision="bf16")
+    for net in (vectors, ActorCritic(FRAMES, Discrete(15), precision="fp32")):
+        assert not any(layer.packs for layer in packable(net.acting_copy()))
+
+
+@pytest.mark.parametrize(("width", "wide"), [(64, True), (84, True), (66, False)])
+def test_pixels_beside_each_other_may_be_channels(width, wide):
+    # Breaks when: channels of the widened weights are in another order than the bytes.
+    torch.manual_seed(0)
+    layer = PixelConv(3, 32, 8, stride=4)
+    assert layer._can_widen(width) == wide
+    frames = torch.randint(0, 256, (5, 64, width, 3), dtype=torch.uint8)
+    x = frames.permute(0, 3, 1, 2).float() / 255.0
+    expected = F.conv2d(x, layer.weight, layer.bias, 4)
+    found = layer(frames, torch.float32)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    weights = []
+    for out in (found, expected):
+        layer.zero_grad()
+        (out * torch.arange(32.0).view(32, 1, 1)).sum().backward()
+        weights.append(layer.weight.grad.clone())
+    torch.testing.assert_close(*weights, rtol=1e-4, atol=1e-2)

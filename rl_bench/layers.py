@@ -1,0 +1,125 @@
+"""Layers that compute in the dtype of their input, whatever their weights are kept in.
+
+For inference they can be packed: the weights are laid out once as the matrix units want them, which
+oneDNN otherwise does at every call, and a ReLU is applied in the same pass (measured: 32 frames in
+two thirds of the time; the same numbers to the bit). The operators are those that torch.compile
+uses for frozen weights; where torch has none of them, layers stay as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+NO_DILATION = [1, 1]
+
+
+def can_pack() -> bool:
+    needed = (
+        "_convolution_pointwise", "_linear_pointwise", "_reorder_convolution_weight",
+        "_reorder_linear_weight",
+    )  # fmt: skip
+    return torch.backends.mkldnn.is_available() and all(
+        hasattr(torch.ops.mkldnn, name) for name in needed
+    )
+
+
+def packable(module: nn.Module) -> Iterator[Conv | PixelConv | Dense]:
+    return (m for m in module.modules() if isinstance(m, (Conv, PixelConv, Dense)))
+
+
+class Dense(nn.Linear):
+    """A linear layer, with a ReLU behind it on demand."""
+
+    packs = False
+    _packed: Any = None
+
+    def forward(self, x: torch.Tensor, *, relu: bool = False) -> torch.Tensor:
+        bias = self.bias.to(x.dtype)
+        if not self.packs:
+            y = F.linear(x, self.weight.to(x.dtype), bias)
+            return F.relu(y) if relu else y
+        if self._packed is None:
+            self._packed = torch.ops.mkldnn._reorder_linear_weight(self.weight.to(x.dtype), len(x))
+        return torch.ops.mkldnn._linear_pointwise(
+            x, self._packed, bias, "relu" if relu else "none", [], ""
+        )
+
+    def repack(self) -> None:
+        """To be called when the weights have changed."""
+        self._packed = None
+
+
+class Conv(nn.Conv2d):
+    """A convolution, with a ReLU behind it on demand."""
+
+    packs = False
+    _packed: Any = None
+
+    def forward(self, x: torch.Tensor, *, relu: bool = False) -> torch.Tensor:
+        return self._convolve(x, self.weight, self.stride, relu)
+
+    def _convolve(
+        self, x: torch.Tensor, weight: torch.Tensor, stride: tuple[int, ...], relu: bool
+    ) -> torch.Tensor:
+        assert self.bias is not None
+        bias = self.bias.to(x.dtype)
+        if not self.packs:
+            y = F.conv2d(x, weight.to(x.dtype), bias, stride, self.padding)
+            return F.relu(y) if relu else y
+        where = (list(self.padding), list(stride), NO_DILATION, 1)
+        if self._packed is None:
+            self._packed = torch.ops.mkldnn._reorder_convolution_weight(
+                weight.to(x.dtype), *where, list(x.shape)
+            )
+        return torch.ops.mkldnn._convolution_pointwise(
+            x, self._packed, bias, *where, "relu" if relu else "none", [], ""
+        )
+
+    def repack(self) -> None:
+        """To be called when the weights have changed."""
+        self._packed = None
+
+
+class PixelConv(Conv):
+    """The first layer: takes uint8 frames [N, H, W, C] and computes on pixels in [0, 1].
+
+    Bytes are exact in bfloat16, so the division by 255 is folded into the few weights instead of
+    being done to every pixel. With a stride of s, s pixels beside each other are taken for one with
+    s × C channels, which they already are in memory: three channels leave most lanes of a matrix
+    unit idle (with AMX this takes 6 instead of 18 µs a frame backward, 4 instead of 6.5 forward).
+    """
+
+    def forward(  # type: ignore[override]
+        self, frames: torch.Tensor, dtype: torch.dtype, *, relu: bool = False
+    ) -> torch.Tensor:
+        # Cast first: the cast of a permuted view goes element by element, six times slower.
+        x = frames.to(dtype)
+        wide = self._can_widen(x.shape[2])
+        if wide:
+            step = self.stride[1]
+            x = x.view(*x.shape[:2], x.shape[2] // step, step * x.shape[3])
+        stride = (self.stride[0], 1) if wide else self.stride
+        done = self._packed is not None  # then the weights are not looked at
+        weight = self.weight if done else self._prepared(frames.dtype, wide)
+        return self._convolve(x.permute(0, 3, 1, 2), weight, stride, relu)
+
+    def _can_widen(self, width: int) -> bool:
+        step = self.stride[1]
+        whole = width % step == 0 and self.kernel_size[1] % step == 0
+        return step > 1 and whole and self.padding == (0, 0)
+
+    def _prepared(self, dtype: torch.dtype, wide: bool) -> torch.Tensor:
+        """The weights for bytes, or for pixels in [0, 1]; where `wide`, [O, s·C, H, W/s]."""
+        weight = self.weight.float() / 255.0 if dtype == torch.uint8 else self.weight
+        if not wide:
+            return weight
+        out, channels, height, width = weight.shape
+        step = self.stride[1]
+        apart = weight.reshape(out, channels, height, width // step, step)
+        # Channels in the order of the bytes: pixel by pixel, each with its C.
+        return apart.permute(0, 4, 1, 2, 3).reshape(out, step * channels, height, width // step)
