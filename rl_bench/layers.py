@@ -19,13 +19,15 @@ NO_DILATION = [1, 1]
 
 
 def can_pack() -> bool:
+    """Whether torch has the operators, and the CPU the instructions, for bfloat16."""
     needed = (
         "_convolution_pointwise", "_linear_pointwise", "_reorder_convolution_weight",
-        "_reorder_linear_weight",
+        "_reorder_linear_weight", "_is_mkldnn_bf16_supported",
     )  # fmt: skip
-    return torch.backends.mkldnn.is_available() and all(
-        hasattr(torch.ops.mkldnn, name) for name in needed
-    )
+    if not torch.backends.mkldnn.is_available():
+        return False
+    has_all = all(hasattr(torch.ops.mkldnn, name) for name in needed)
+    return has_all and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def packable(module: nn.Module) -> Iterator[Conv | PixelConv | Dense]:
