@@ -88,6 +88,7 @@ def test_a_killed_benchmark_leaves_no_run_behind(script):
     metrics = script.directory / "suite/toy-identity/ppo_sequential_seed1/logs/PPO_Sequential"
     wait_for(lambda: (metrics / "metrics.jsonl").exists())
     children = children_of(process.pid)
+    assert children
     process.kill()
     process.wait(timeout=10)
     wait_for(lambda: not any(Path(f"/proc/{child}").exists() for child in children), 15)
