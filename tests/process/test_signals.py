@@ -136,6 +136,7 @@ def test_signal_during_start_up(script, delay, signum, code):
 SIGNAL_THAT_IS_WRAPPED = """
 import os, signal, sys
 from rl_bench import cli
+from rl_bench.cli import training
 
 class Field:
     def __set_name__(self, owner, name):
@@ -147,7 +148,7 @@ def parse_settings(*args):
     except BaseException as error:
         raise RuntimeError("an error while importing") from error
 
-cli.parse_settings = parse_settings
+training.parse_settings = parse_settings
 sys.exit(cli.train("ppo", "sequential", "timesteps"))
 """
 

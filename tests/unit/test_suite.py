@@ -3,10 +3,13 @@
 import hashlib
 import json
 import signal
+from pathlib import Path
 
 import pytest
 
 from rl_bench import storage
+from rl_bench.cli.benchmark import benchmark_parser
+from rl_bench.cli.benchmark import make_suite as make_suite_of
 from rl_bench.interrupts import SignalGuard
 from rl_bench.suite.plan import Suite
 from rl_bench.suite.process import call, why
@@ -102,3 +105,11 @@ def test_a_command_that_hangs_is_ended(tmp_path):
     assert log.read_text() == "began\n"
     assert call(["bash", "-c", "echo error: no >&2; exit 3"], log, SignalGuard(), limit=9) == 3
     assert why(3, log) == "error: no"
+
+
+def test_the_example_file_is_a_benchmark():
+    parser = benchmark_parser()
+    path = Path(__file__).resolve().parents[2] / "config/benchmark.yaml"
+    suite = make_suite_of(parser.parse_with_config(["--config", str(path), "--seeds", "7"]))
+    assert (suite.seeds, suite.hours, len(suite.arms)) == ([7], 0.5, 4), "flags win"
+    assert len(make_suite_of(parser.parse_with_config(["--config", str(path)])).plan()) == 20
