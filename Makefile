@@ -90,7 +90,7 @@ evaluate-impala: $(VENV)/.installed  ## the newest one of IMPALA
 	$(BIN)/python evaluate_universal.py --algorithm impala $(ARGS)
 
 compare: $(VENV)/.installed  ## sequential_1h with parallel_1h, or all finished timed runs
-	$(BIN)/python compare_results.py $(ARGS)
+	$(BIN)/python compare_results.py --output benchmarks/comparison/comparison.png $(ARGS)
 
 benchmark: $(VENV)/.installed  ## train ARMS × SEEDS × GAMES for DURATION hours each, evaluate, compare
 	$(BIN)/python run_benchmark.py $(if $(ARMS),--arms $(ARMS)) $(if $(SEEDS),--seeds $(SEEDS)) \
