@@ -236,7 +236,10 @@ def _is_of(described: Mapping[str, Any], result: Mapping[str, Any], checkpoint: 
 
 
 def find_arms(root: Path) -> dict[str, list[str]]:
-    """Timed runs under `root` that spent their budget: algorithm and mode → directories."""
+    """Timed runs under `root` that spent their budget: algorithm and mode → directories.
+
+    PPO first, and sequential ones: the first arm is what others are held against.
+    """
     found: dict[str, list[str]] = {}
     for path in sorted(root.glob(f"**/{RESULT}")):
         try:
@@ -246,4 +249,4 @@ def find_arms(root: Path) -> dict[str, list[str]]:
                 found.setdefault(label, []).append(str(path.parent))
         except ConfigError as problem:
             logger.warning("left out: %s", problem)
-    return found
+    return {label: found[label] for label in sorted(found, reverse=True)}

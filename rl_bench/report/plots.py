@@ -84,9 +84,8 @@ def draw_panels(
 
 
 CURVE_NOTE = (
-    "Thin: each run (seed), as logged, as is a single run. Thick: mean over runs, smoothed over "
-    "5 % of the run,\nup to the end of the shortest. Band: its 95 % t interval, from three runs of "
-    "one game on."
+    "Thin: each run (seed), as logged. Thick: mean over runs, smoothed over 5 % of the run, up to "
+    "the end of the shortest.\nBand: its 95 % t interval, from three runs of one game on."
 )
 
 
@@ -134,15 +133,12 @@ def _curves(
 
 def _curve(axes: Axes, curve: Curve, i: int) -> None:
     colour = COLOURS[i % len(COLOURS)]
-    if len(curve.runs) > 1:
-        for xs, ys in curve.runs:
-            axes.plot(xs, ys, color=colour, alpha=0.35, linewidth=0.7)
-        if curve.band is not None:
-            axes.fill_between(curve.grid, *curve.band, color=colour, alpha=0.15, linewidth=0)
-        axes.plot(curve.grid, curve.mean, **style(i))
-    else:  # as it was logged: a line that is not resampled
-        marker = "o" if len(curve.runs[0][0]) == 1 else None
-        axes.plot(*curve.runs[0], marker=marker, **style(i))
+    for xs, ys in curve.runs:
+        dot = MARKERS[i % len(MARKERS)] if len(xs) == 1 else None
+        axes.plot(xs, ys, color=colour, alpha=0.35, linewidth=0.7, marker=dot)
+    if curve.band is not None:
+        axes.fill_between(curve.grid, *curve.band, color=colour, alpha=0.15, linewidth=0)
+    axes.plot(curve.grid, curve.mean, **style(i))
 
 
 def _label(axes: Axes, title: str, x: str, y: str) -> None:
