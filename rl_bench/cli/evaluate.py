@@ -26,71 +26,34 @@ def evaluation_parser() -> OneLineParser:
     )
     parser.add_config()
     add = parser.add_argument
-    add(
-        "--checkpoint",
-        metavar="PATH",
-        type=Path,
+    # fmt: off
+    add("--checkpoint", metavar="PATH", type=Path,
         help="checkpoint, or directory of a run [the newest final one under checkpoints/ and "
-        "benchmarks/]",
-    )
-    add(
-        "--algorithm",
-        metavar="NAME",
-        choices=ALGORITHMS,
-        help="ppo or impala; an error where the checkpoint is of the other [as in the checkpoint]",
-    )
-    add(
-        "--num-episodes",
-        metavar="N",
-        type=int,
-        default=100,
-        help="episodes on each set of levels [100]",
-    )
-    add(
-        "--deterministic",
-        action="store_true",
-        help="take the most probable action [sample from the policy]",
-    )
-    add(
-        "--seed",
-        metavar="N",
-        type=int,
-        default=0,
-        help="of levels and sampled actions; the same seed plays the same levels [0]",
-    )
-    add(
-        "--levels",
-        metavar="SET",
-        nargs="+",
-        choices=("training", "held_out"),
-        help="training, held_out or both [both]",
-    )
-    add(
-        "--start-level",
-        metavar="N",
-        type=int,
-        help="first held-out level [the one after the training levels]",
-    )
+             "benchmarks/]")
+    add("--algorithm", metavar="NAME", choices=ALGORITHMS,
+        help="ppo or impala; an error where the checkpoint is of the other [as in the checkpoint]")
+    add("--num-episodes", metavar="N", type=int, default=100,
+        help="episodes on each set of levels [100]")
+    add("--deterministic", action="store_true",
+        help="take the most probable action [sample from the policy]")
+    add("--seed", metavar="N", type=int, default=0,
+        help="of levels and sampled actions; the same seed plays the same levels [0]")
+    add("--levels", metavar="SET", nargs="+", choices=("training", "held_out"),
+        help="training, held_out or both [both]")
+    add("--start-level", metavar="N", type=int,
+        help="first held-out level [the one after the training levels]")
     add("--num-levels", metavar="N", type=int, help="number of held-out levels [100000]")
     add("--env", metavar="ID", help="another environment than it was trained in [the same]")
-    add(
-        "--distribution-mode",
-        metavar="MODE",
-        choices=("easy", "hard", "extreme", "memory"),
-        help="another Procgen difficulty than it was trained in [the same]",
-    )
-    add(
-        "--num-envs",
-        metavar="N",
-        type=int,
-        default=64,
-        help="environments at once; with the seed it decides which levels are played [64]",
-    )
+    add("--distribution-mode", metavar="MODE", choices=("easy", "hard", "extreme", "memory"),
+        help="another Procgen difficulty than it was trained in [the same]")
+    add("--num-envs", metavar="N", type=int, default=64,
+        help="environments at once; with the seed it decides which levels are played [64]")
     add("--num-threads", metavar="N", type=int, help="threads to compute with [usable cores]")
     add("--output", metavar="FILE", type=Path, help="where the JSON goes [beside the checkpoint]")
     add("--video", metavar="FILE", type=Path, help="film episodes into FILE.mp4 or FILE.gif")
     add("--video-episodes", metavar="N", type=int, default=3, help="how many to film [3]")
-    return parser  # fmt: skip
+    # fmt: on
+    return parser
 
 
 def _evaluate(guard: SignalGuard, argv: list[str]) -> int:
