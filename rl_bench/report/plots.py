@@ -127,17 +127,26 @@ def _curves(
             drawn = True
     if drawn:
         axes.set_xlim(left=0)
+        _fit_to_lines(axes)
     else:
         axes.text(0.5, 0.5, "nothing was logged", ha="center", transform=axes.transAxes)
+
+
+def _fit_to_lines(axes: Axes) -> None:
+    """Limits of what was logged: intervals from a run's first episodes would dwarf the rest."""
+    values = np.concatenate([line.get_ydata() for line in axes.get_lines()])
+    low, high = float(values.min()), float(values.max())
+    margin = 0.05 * (high - low) or 0.5
+    axes.set_ylim(low - margin, high + margin)
 
 
 def _curve(axes: Axes, curve: Curve, i: int) -> None:
     colour = COLOURS[i % len(COLOURS)]
     for xs, ys in curve.runs:
         dot = MARKERS[i % len(MARKERS)] if len(xs) == 1 else None
-        axes.plot(xs, ys, color=colour, alpha=0.35, linewidth=0.7, marker=dot)
+        axes.plot(xs, ys, color=colour, alpha=0.3, linewidth=0.6, marker=dot)
     if curve.band is not None:
-        axes.fill_between(curve.grid, *curve.band, color=colour, alpha=0.15, linewidth=0)
+        axes.fill_between(curve.grid, *curve.band, color=colour, alpha=0.12, linewidth=0)
     axes.plot(curve.grid, curve.mean, **style(i))
 
 
