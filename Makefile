@@ -17,7 +17,7 @@ short         = $(shell LC_ALL=C printf '%g' $(1) 2>/dev/null)
 .DEFAULT_GOAL := help
 .PHONY: help install install-dev install-video test check train train-timed train-parallel train-parallel-timed \
 	train-impala train-impala-timed train-impala-parallel train-impala-parallel-timed \
-	evaluate evaluate-ppo evaluate-impala compare benchmark tensorboard clean
+	evaluate evaluate-ppo evaluate-impala compare benchmark perf tensorboard clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-28s %s\n", $$1, $$2}'
@@ -95,6 +95,10 @@ compare: $(VENV)/.installed  ## sequential_1h with parallel_1h, or all finished 
 benchmark: $(VENV)/.installed  ## train ARMS × SEEDS × GAMES for DURATION hours each, evaluate, compare
 	$(BIN)/python run_benchmark.py $(if $(ARMS),--arms $(ARMS)) $(if $(SEEDS),--seeds $(SEEDS)) \
 		$(if $(GAMES),--games $(GAMES)) $(if $(DURATION),--duration $(DURATION)) $(ARGS)
+
+perf: $(VENV)/.installed  ## throughput against other libraries, and the share of this machine's limit
+	$(BIN)/python perf/throughput.py --output benchmarks/perf/throughput.json $(ARGS)
+	$(BIN)/python perf/limit.py --output benchmarks/perf/limit.json
 
 tensorboard: $(VENV)/.installed  ## show logs/ and benchmarks/ in a browser (port 6006)
 	$(BIN)/tensorboard --logdir_spec logs:logs,benchmarks:benchmarks

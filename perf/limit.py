@@ -7,8 +7,8 @@ row), each at the sizes that suit it best. The limit of an arm is
     cores / (simulation + inference + passes × training)
 
 timesteps per second: no Python in between, no waiting, no message, and cores that do not slow each
-other down. Then it runs the arms and says where their core-seconds go. Beside them stands what the
-matrix units alone would allow, from the speed of a large bf16 matrix product.
+other down. In turns with that it runs the arms, and says where their core-seconds go. Beside them
+stands what the matrix units alone would allow, from the speed of a large bf16 matrix product.
 
     .venv/bin/python perf/limit.py --output benchmarks/limit.json
 """
@@ -28,8 +28,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
+from perf.arms import ARMS, Measurement, fps, run  # noqa: E402
 from perf.scaling import MINIBATCH, config, gradient_seconds, seconds_of, step_seconds  # noqa: E402
-from perf.throughput import OURS, run_ours  # noqa: E402
 from rl_bench import system  # noqa: E402
 from rl_bench.benchmark import build  # noqa: E402
 
@@ -37,7 +37,8 @@ SIMULATED = (16, 32, 64, 128, 256)
 INFERRED = (32, 64, 128, 256, 512, 1024)
 TRAINED = (128, 256, 512, 1024)
 PASSES = {"ppo": 4, "impala": 1}
-ARMS = ("sequential", "2x16", "impala-sequential", "impala-parallel")
+OURS = ("ppo-sequential", "ppo-parallel", "impala-sequential", "impala-parallel")
+STEPS = 8192  # timesteps of one sample of the simulation
 MATRIX = 4096
 Costs = dict[str, float]
 
@@ -46,7 +47,7 @@ def simulation_seconds(num_envs: int) -> float:
     """Per timestep, on one thread, with random actions."""
     env = build.make_vector_env(config().env, num_envs, seed=1, num_threads=0)
     env.reset()
-    actions = np.random.default_rng(0).integers(0, 15, (256, num_envs), dtype=np.int64)
+    actions = np.random.default_rng(0).integers(0, 15, (STEPS // num_envs, num_envs))
 
     def steps() -> None:
         for row in actions:
@@ -89,57 +90,66 @@ def network_flops() -> Costs:
     return {"inference": ahead, "training": ahead + backward.get_total_flops() / 8}
 
 
-def costs() -> tuple[Costs, dict[str, Costs]]:
-    """Seconds per timestep at the best size, and at every size."""
-    system.prepare_process(1)
-    measured = {
+def costs() -> dict[str, Costs]:
+    """Seconds per timestep of each phase, by size of the batch."""
+    return {
         "simulation": {str(n): simulation_seconds(n) for n in SIMULATED},
         "inference": {str(n): inference_seconds(n) for n in INFERRED},
         "training": {str(n): training_seconds(n) for n in TRAINED},
     }
-    return {name: min(sizes.values()) for name, sizes in measured.items()}, measured
+
+
+def medians(rounds: list[dict[str, Costs]]) -> dict[str, Costs]:
+    return {
+        name: {size: statistics.median(costs[name][size] for costs in rounds) for size in sizes}
+        for name, sizes in rounds[0].items()
+    }
 
 
 def limit_fps(best: Costs, passes: int, cores: int) -> float:
     return cores / (best["simulation"] + best["inference"] + passes * best["training"])
 
 
-def shares(arm: str, best: Costs, cores: int, runs: list[dict[str, Any]]) -> dict[str, Any]:
+def shares(arm: str, best: Costs, cores: int, runs: list[Measurement]) -> dict[str, Any]:
     """An arm's speed as a share of its limit, and its core-seconds per timestep by phase."""
     passes = PASSES["impala" if "impala" in arm else "ppo"]
-    run = sorted(runs, key=lambda r: r["timesteps"] / r["seconds"])[len(runs) // 2]
-    fps = statistics.median(r["timesteps"] / r["seconds"] for r in runs)
-    limit = limit_fps(best, passes, cores)
+    middle = sorted(runs, key=fps)[len(runs) // 2]
+    rate, limit = statistics.median(map(fps, runs)), limit_fps(best, passes, cores)
     # With rollouts in this process all cores simulate and infer; else each worker has one.
-    width = cores if run["num_workers"] == 0 else run["num_workers"]
+    width = middle["num_workers"] or cores
     spent = {
-        "simulation": width * run["simulation_seconds"] / run["timesteps"],
-        "inference": width * run["inference_seconds"] / run["timesteps"],
+        "simulation": width * middle["simulation_seconds"] / middle["timesteps"],
+        "inference": width * middle["inference_seconds"] / middle["timesteps"],
     }
-    waiting = run["num_workers"] * run["waiting_seconds"] / run["timesteps"]
-    spent["training and the rest"] = cores / fps - sum(spent.values()) - waiting
+    waiting = middle["num_workers"] * middle["waiting_seconds"] / middle["timesteps"]
+    spent["training and the rest"] = cores / rate - sum(spent.values()) - waiting
     spent["workers waiting"] = waiting
-    return {"limit_fps": limit, "fps": fps, "share": fps / limit, "core_seconds": spent}
+    return {"limit_fps": limit, "fps": rate, "share": rate / limit, "core_seconds": spent}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--arms", nargs="+", choices=OURS, default=list(ARMS))
+    parser.add_argument("--arms", nargs="+", choices=OURS, default=list(OURS))
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=30.0, help="of each run")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/limit.json"))
     arguments = parser.parse_args()
     cores = system.usable_cores()
-    best, every = costs()
-    peak, flops = matrix_flops(), network_flops()
-    show_costs(every, peak, flops)
-    runs: dict[str, list[dict[str, Any]]] = {arm: [] for arm in arguments.arms}
-    for _ in range(arguments.repeats):  # in turns: the machine's speed drifts
+    system.prepare_process(1)
+    rounds: list[dict[str, Costs]] = []
+    peaks: list[float] = []
+    runs: dict[str, list[Measurement]] = {arm: [] for arm in arguments.arms}
+    for repeat in range(arguments.repeats):  # in turns: the machine's speed drifts
+        print(f"{repeat + 1}/{arguments.repeats}: one core alone, then the arms", flush=True)
+        rounds.append(costs())
+        peaks.append(matrix_flops())
         for arm in arguments.arms:
-            script, *flags = OURS[arm]
-            runs[arm].append(run_ours(arguments.seconds, *flags, script=script))
+            runs[arm].append(run(ARMS[arm], arguments.seconds))
+    every, peak, flops = medians(rounds), statistics.median(peaks), network_flops()
+    best = {name: min(sizes.values()) for name, sizes in every.items()}
+    show_costs(every, peak, flops)
     table = {arm: shares(arm, best, cores, runs[arm]) for arm in arguments.arms}
     show_arms(table, best)
     arguments.output.parent.mkdir(parents=True, exist_ok=True)

@@ -28,10 +28,10 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-from perf.throughput import PARALLEL, fps, layout, run_ours  # noqa: E402
+from perf.arms import PPO, PPO_PARALLEL, Arm, fps, layout, run  # noqa: E402
 from rl_bench import system  # noqa: E402
+from rl_bench.agents import ppo  # noqa: E402
 from rl_bench.agents.optimisation import clip_and_step  # noqa: E402
-from rl_bench.agents.ppo import PPO, Batch, ClippedObjective  # noqa: E402
 from rl_bench.benchmark import build, resolve  # noqa: E402
 from rl_bench.benchmark.mode import Mode  # noqa: E402
 from rl_bench.config import Config  # noqa: E402
@@ -68,11 +68,11 @@ def rollout_costs(num_envs: int, repeats: int = 5) -> Costs:
     return {"simulation": simulation, "inference": inference, "total": total}
 
 
-def make_objective() -> tuple[ClippedObjective, Batch]:
+def make_objective() -> tuple[ppo.ClippedObjective, ppo.Batch]:
     settings = config()
     net = build.make_net(settings)
     rows = STEPS * TOTAL
-    batch = Batch(
+    batch = ppo.Batch(
         obs=torch.randint(0, 255, (rows, 64, 64, 3), dtype=torch.uint8),
         actions=torch.randint(0, 15, (rows,)),
         log_probs=torch.full((rows,), -2.7),
@@ -80,7 +80,7 @@ def make_objective() -> tuple[ClippedObjective, Batch]:
         advantages=torch.randn(rows),
         returns=torch.randn(rows),
     )
-    return ClippedObjective(net, settings.training), batch
+    return ppo.ClippedObjective(net, settings.training), batch
 
 
 def gradient_seconds(rows: int, repeats: int = 16) -> float:
@@ -97,7 +97,7 @@ def gradient_seconds(rows: int, repeats: int = 16) -> float:
 def step_seconds() -> float:
     """Seconds for clipping and the optimiser's step, on one thread."""
     objective, batch = make_objective()
-    agent = PPO(objective.net, objective.config, seed=1)
+    agent = ppo.PPO(objective.net, objective.config, seed=1)
     objective.backward(batch, torch.arange(32))
     return seconds_of(
         lambda: clip_and_step(optimiser=agent.optimiser, max_grad_norm=0.5, update=1), 50
@@ -260,12 +260,8 @@ def check(model: Model, seconds: float, repeats: int) -> list[dict[str, float]]:
         rates = []
         for _ in range(repeats):
             threads = ("--num-threads", str(used))
-            done = (
-                run_ours(seconds, *threads)
-                if used == 1
-                else run_ours(seconds, *layout(workers), *threads, script=PARALLEL)
-            )
-            rates.append(fps(done))
+            command = (PPO,) if used == 1 else (PPO_PARALLEL, *layout(workers))
+            rates.append(fps(run(Arm("", (*command, *threads)), seconds)))
         measured, projected = statistics.median(rates), model.fps(workers, used)
         rows.append(
             {"workers": workers, "cores": used, "projected": projected, "measured": measured}
