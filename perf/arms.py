@@ -1,9 +1,10 @@
 """What the measurements in this directory can run: our scripts and other libraries, by name.
 
-Each arm trains on CoinRun (easy, 200 levels) with 32 environments, 128 steps, minibatches of 1,024,
-the Nature encoder and as many threads as usable cores, but for what its name says. PPO makes four
-passes over a rollout, IMPALA one. A peer runs in a virtual environment of its own, made on first
-use from its own pinned requirements; its settings stand in its `run.py`.
+Each arm trains on CoinRun (easy, 200 levels) with 32 environments, 128 steps, the Nature encoder
+and as many threads as usable cores, but for what its name says. PPO makes four passes over a
+rollout in minibatches of 1,024, IMPALA one in its default ones of 256, peers one in 1,024. A peer
+runs in a virtual environment of its own, made on first use from its own pinned requirements; its
+settings stand in its `run.py`.
 """
 
 from __future__ import annotations
@@ -136,6 +137,7 @@ def _read_ours(directory: Path) -> Measurement:
         "collect_seconds": result["phases"]["collect"] / result["total_updates"],
         "update_seconds": result["phases"]["update"] / result["total_updates"],
         "num_workers": result["cpu_plan"]["num_workers"] if in_workers else 0,
+        "overlapped": float(result["cpu_plan"]["overlapped"]),
         **{f"{what}_seconds": spent for what, spent in result["worker_seconds"].items()},
     }
 

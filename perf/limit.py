@@ -121,7 +121,9 @@ def shares(arm: str, best: Costs, cores: int, runs: list[Measurement]) -> dict[s
         "simulation": width * middle["simulation_seconds"] / middle["timesteps"],
         "inference": width * middle["inference_seconds"] / middle["timesteps"],
     }
-    waiting = middle["num_workers"] * middle["waiting_seconds"] / middle["timesteps"]
+    # In lock-step the learner has the core of a worker that waits.
+    waiters = middle["num_workers"] if middle["overlapped"] else 0
+    waiting = waiters * middle["waiting_seconds"] / middle["timesteps"]
     spent["training and the rest"] = cores / rate - sum(spent.values()) - waiting
     spent["workers waiting"] = waiting
     return {"limit_fps": limit, "fps": rate, "share": rate / limit, "core_seconds": spent}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from rl_bench.errors import ConfigError
-from rl_bench.report import blocks, curves, scores
+from rl_bench.report import blocks, curves, plots, scores
 from rl_bench.report.comparability import incomparable
 from rl_bench.report.compare import compare
 from rl_bench.report.load import find_arms, load_arms, load_run
@@ -365,6 +365,16 @@ def test_a_curve_ends_with_its_shortest_run(tmp_path):
     assert curve.band.shape == (2, curves.POINTS)
     assert (curve.band[0] < curve.mean).all()
     assert curves.curve_of(runs[:2], "time/elapsed_time", "time/fps_recent").band is None
+
+
+def test_the_axis_follows_what_was_logged_and_not_its_interval():
+    x, y = np.array([0.0, 1.0, 2.0]), np.array([4.0, 8.0, 9.0])
+    axes = plots.plt.figure().add_subplot()
+    plots._curve(axes, curves.Curve([(x, y)], x, y, np.array([y - 50.0, y + 50.0])), 0)
+    assert axes.get_ylim()[1] > 50.0
+    plots._fit_to_lines(axes)
+    assert axes.get_ylim() == pytest.approx((3.75, 9.25))
+    plots.plt.close("all")
 
 
 def test_smoothing_keeps_lines_and_ends():

@@ -61,8 +61,12 @@ def test_the_limit_is_all_cores_over_the_sum_of_the_best_costs() -> None:
     best = {"simulation": 30e-6, "inference": 20e-6, "training": 50e-6}
     assert limit.limit_fps(best, passes=4, cores=2) == pytest.approx(8000)
     phases = {"simulation_seconds": 1.0, "inference_seconds": 0.5, "waiting_seconds": 2.0}
-    runs = [measured(rate, num_workers=2, **phases) for rate in (6000, 4000, 5000)]
-    row = limit.shares("ppo-parallel", best, 2, runs)
-    assert row["share"] == pytest.approx(5000 / 8000)
-    assert sum(row["core_seconds"].values()) == pytest.approx(2 / 5000)
-    assert row["core_seconds"]["workers waiting"] == pytest.approx(2 * 2.0 / 50_000)
+    for overlapped, waiting in ((0.0, 0.0), (1.0, 2 * 2.0 / 50_000)):
+        runs = [
+            measured(rate, num_workers=2, overlapped=overlapped, **phases)
+            for rate in (6000, 4000, 5000)
+        ]
+        row = limit.shares("ppo-parallel", best, 2, runs)
+        assert row["share"] == pytest.approx(5000 / 8000)
+        assert sum(row["core_seconds"].values()) == pytest.approx(2 / 5000)
+        assert row["core_seconds"]["workers waiting"] == pytest.approx(waiting)
