@@ -2,9 +2,9 @@
 
 Each arm trains on CoinRun (easy, 200 levels) with 32 environments, 128 steps, the Nature encoder
 and as many threads as usable cores, but for what its name says. PPO makes four passes over a
-rollout in minibatches of 1,024, IMPALA one in its default ones of 256, peers one in 1,024. A peer
-runs in a virtual environment of its own, made on first use from its own pinned requirements; its
-settings stand in its `run.py`.
+rollout in minibatches of 1,024, IMPALA one in its default ones of 256; peers take 1,024, or what
+comes next to it. A peer runs in a virtual environment of its own, made on first use from its own
+pinned requirements; its settings stand in its `run.py`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Throughput of whole runs, interleaved A B A B: medians, spread and ratios of medians.
 
 Without `--arms` it measures the suite: our four arms, the libraries that one would pick instead,
-and what our layers and the number of environments change; about an hour and a half. Arms that fail
+and what our layers and the number of environments change; more than an hour. Arms that fail
 are named and left out. Run it on an otherwise idle machine:
 
     make perf
@@ -146,7 +146,8 @@ def show(document: dict[str, Any]) -> None:
             f"{row['max_fps']:8,.0f} {row['peak_memory_gb']:5.2f} GB "
             + (f"{first:11.1f} s" if first is not None else f"{'':>13s}")
         )
-    print("\nratio of medians (95 % bootstrap)")
+    if document["ratios"]:
+        print("\nratio of medians (95 % bootstrap)")
     for row in document["ratios"]:
         low, high = row["interval_95"]
         of, to = (document["arms"][row[side]]["label"] for side in ("of", "to"))

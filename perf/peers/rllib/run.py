@@ -12,13 +12,14 @@ sampled once a second.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import sys
 import tempfile
-import threading
 import time
 from collections import deque
+from pathlib import Path
 
 import gymnasium
 import numpy as np
@@ -27,6 +28,7 @@ import torch
 from gymnasium.vector.utils import batch_space
 from torch import nn
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 # Ray keeps logs, results and a token below these directories, and looks them up when imported.
 DIRECTORY = tempfile.TemporaryDirectory(prefix="rllib-", ignore_cleanup_errors=True)
 os.environ.update(HOME=DIRECTORY.name, RAY_TMPDIR=DIRECTORY.name, RAY_USAGE_STATS_ENABLED="0")
@@ -40,6 +42,7 @@ from ray.rllib.core.rl_module.apis import ValueFunctionAPI  # noqa: E402
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec  # noqa: E402
 from ray.rllib.core.rl_module.torch import TorchRLModule  # noqa: E402
 from ray.tune.registry import register_env  # noqa: E402
+from watch import Watch  # noqa: E402
 
 ENVS, ROLLOUT, MINIBATCH = 32, 128, 1024
 WARM_UP = 4 * ENVS * ROLLOUT
@@ -154,43 +157,14 @@ class CountedIMPALA(Counted, IMPALATorchLearner):
     pass
 
 
-class Watch(threading.Thread):
-    """Samples memory; ends everything past the time limit, as a lost process is waited for."""
-
-    def __init__(self, limit: float) -> None:
-        super().__init__(daemon=True)
-        self.deadline, self.finished = time.monotonic() + limit, threading.Event()
-        self.peak_bytes, self.family = 0, set()
-
-    def run(self) -> None:
-        main_process = psutil.Process()
-        while not self.finished.wait(1.0):
-            descendants = main_process.children(recursive=True)
-            self.family.update(descendants)
-            used = sum(map(proportional_set_size, [main_process, *descendants]))
-            self.peak_bytes = max(self.peak_bytes, used)
-            if time.monotonic() > self.deadline:
-                print("RLlib did not end in time", file=sys.stderr, flush=True)
-                self.end_family()
-                DIRECTORY.cleanup()
-                os._exit(1)
-
-    def end_family(self) -> None:
-        """Kill what is left of the processes seen, also where their parent has ended already."""
-        self.family.update(psutil.Process().children(recursive=True))
-        for process in self.family:
-            try:
-                process.kill()
-            except psutil.Error:  # it has ended
-                pass
-        psutil.wait_procs(self.family, timeout=10)
-
-
-def proportional_set_size(process: psutil.Process) -> int:
-    try:
-        return process.memory_full_info().pss
-    except psutil.Error:  # it has just ended
-        return 0
+def end_family(watch: Watch) -> None:
+    """Kill what is left of the processes seen, also where their parent has ended already."""
+    watch.family.update(psutil.Process().children(recursive=True))
+    for process in watch.family:
+        with contextlib.suppress(psutil.Error):  # it has ended
+            process.kill()
+    psutil.wait_procs(watch.family, timeout=10)
+    DIRECTORY.cleanup()
 
 
 def settings(arguments: argparse.Namespace):
@@ -287,15 +261,13 @@ def main() -> None:
     parser.add_argument("--verbose", action="store_true", help="show what Ray's processes print")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    watch = Watch(5 * arguments.seconds + 250)
+    watch = Watch(5 * arguments.seconds + 250, lambda: end_family(watch))
     watch.start()
     try:
         result = measure(arguments)
     finally:
-        watch.finished.set()
-        watch.join()
-        watch.end_family()  # none is left unless it failed
-        DIRECTORY.cleanup()
+        watch.stop()
+        end_family(watch)  # none is left unless it failed
     print(json.dumps({**result, "peak_memory_gb": watch.peak_bytes / 1e9}))
 
 

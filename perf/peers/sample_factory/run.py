@@ -13,25 +13,25 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
-import os
 import shutil
 import sys
 import tempfile
-import threading
 import time
+from pathlib import Path
 
 import gym_notices.notices
 import gymnasium
 import numpy as np
-import psutil
 import torch
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 gym_notices.notices.notices.clear()  # before Sample Factory imports gym, which prints a notice
 from sample_factory.algo.learning.learner_worker import LearnerWorker  # noqa: E402
 from sample_factory.algo.runners.runner_parallel import ParallelRunner  # noqa: E402
 from sample_factory.algo.utils.misc import LEARNER_ENV_STEPS, ExperimentStatus  # noqa: E402
 from sample_factory.cfg.arguments import parse_full_cfg, parse_sf_args  # noqa: E402
 from sample_factory.envs.env_utils import register_env  # noqa: E402
+from watch import Watch  # noqa: E402
 
 ENVS, WORKERS, ROLLOUT, MINIBATCH = 32, 2, 128, 1024
 # The asynchronous sampler may run four iterations ahead of the learner (two batches accumulated,
@@ -109,36 +109,10 @@ class Window:
         return {"timesteps": last - first, "seconds": end - start}
 
 
-class Watch(threading.Thread):
-    """Samples memory; ends everything past the time limit, as a lost process is waited for."""
-
-    def __init__(self, limit: float, directory: str) -> None:
-        super().__init__(daemon=True)
-        self.deadline, self.directory = time.monotonic() + limit, directory
-        self.peak_bytes, self.finished = 0, threading.Event()
-
-    def run(self) -> None:
-        main_process = psutil.Process()
-        while not self.finished.wait(1.0):
-            family = [main_process, *main_process.children(recursive=True)]
-            self.peak_bytes = max(self.peak_bytes, sum(map(proportional_set_size, family)))
-            if time.monotonic() > self.deadline:
-                print("Sample Factory did not end in time", file=sys.stderr, flush=True)
-                end_children()
-                shutil.rmtree(self.directory, ignore_errors=True)
-                os._exit(1)
-
-
-def proportional_set_size(process: psutil.Process) -> int:
-    try:
-        return process.memory_full_info().pss
-    except psutil.Error:  # it has just ended
-        return 0
-
-
-def end_children() -> None:
+def end_children(directory: str) -> None:
     for process in multiprocessing.active_children():
         process.kill()
+    shutil.rmtree(directory, ignore_errors=True)
 
 
 def settings(arguments: argparse.Namespace, directory: str) -> list[str]:
@@ -183,15 +157,14 @@ def main() -> None:
         sf_parser.add_argument("--learner_threads", type=int)
         runner, window = ThreadedRunner(parse_full_cfg(sf_parser, argv)), Window(arguments.seconds)
         runner.policy_msg_handlers[LEARNER_ENV_STEPS].append(window.on_learner_steps)
-        watch = Watch(5 * arguments.seconds + 200, directory)
+        watch = Watch(5 * arguments.seconds + 200, lambda: end_children(directory))
         watch.start()
         try:
             if any(step() != ExperimentStatus.SUCCESS for step in (runner.init, runner.run)):
                 raise SystemExit("Sample Factory failed: its log above says why")
         finally:
-            end_children()  # none is left unless it failed
-            watch.finished.set()
-            watch.join()
+            end_children(directory)  # none is left unless it failed
+            watch.stop()
     print(json.dumps({**window.result(), "peak_memory_gb": watch.peak_bytes / 1e9}))
 
 
