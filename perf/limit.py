@@ -8,7 +8,7 @@ row), each at the sizes that suit it best. The limit of an arm is
 
 timesteps per second: no Python in between, no waiting, no message, and cores that do not slow each
 other down. In turns with that it runs the arms, and says where their core-seconds go. Beside them
-stands what the matrix units alone would allow, from the speed of a large bf16 matrix product.
+stands what the matrix units alone would allow, from the speed of a large matrix product.
 
     .venv/bin/python perf/limit.py --output benchmarks/limit.json
 """
@@ -32,6 +32,7 @@ from perf.arms import ARMS, Measurement, fps, run  # noqa: E402
 from perf.scaling import MINIBATCH, config, gradient_seconds, seconds_of, step_seconds  # noqa: E402
 from rl_bench import system  # noqa: E402
 from rl_bench.benchmark import build  # noqa: E402
+from rl_bench.nets import DTYPES  # noqa: E402
 
 SIMULATED = (16, 32, 64, 128, 256)
 INFERRED = (32, 64, 128, 256, 512, 1024)
@@ -72,15 +73,21 @@ def training_seconds(rows: int) -> float:
 
 
 def matrix_flops() -> float:
-    """Floating-point operations per second of a large bf16 matrix product on one thread."""
-    a = torch.randn(MATRIX, MATRIX).to(torch.bfloat16)
-    b = torch.randn(MATRIX, MATRIX).to(torch.bfloat16)
+    """Floating-point operations per second of a large matrix product on one thread.
+
+    In the precision that networks compute in.
+    """
+    dtype = DTYPES[config().hardware.precision]
+    a, b = (torch.randn(MATRIX, MATRIX).to(dtype) for _ in range(2))
     return 2.0 * MATRIX**3 / seconds_of(lambda: a @ b, 3)
 
 
 def network_flops() -> Costs:
-    """Floating-point operations for one frame: forward, and forward with backward."""
-    net = build.make_net(config())
+    """Floating-point operations for one frame: forward, and forward with backward.
+
+    Those of the definition, which native convolutions need fewer than.
+    """
+    net = build.make_net(config().replace(hardware__kernels="torch"))
     frames = torch.randint(0, 255, (8, 64, 64, 3), dtype=torch.uint8)
     with FlopCounterMode(display=False) as forward:
         policy, values = net(frames)
@@ -169,7 +176,8 @@ def show_costs(every: dict[str, Costs], peak: float, flops: Costs) -> None:
     for name, sizes in every.items():
         cells = "  ".join(f"{n}: {1e6 * seconds:.1f}" for n, seconds in sizes.items())
         print(f"  {name:12s} {cells}")
-    print(f"bf16 matrix product of {MATRIX}: {peak / 1e12:.2f} TFLOP/s on one core;")
+    precision = config().hardware.precision
+    print(f"{precision} matrix product of {MATRIX}: {peak / 1e12:.2f} TFLOP/s on one core;")
     for name, count in flops.items():
         reached = count / min(every[name].values())
         print(

@@ -38,5 +38,5 @@ class PlainActorCritic(nets.ActorCritic):
 if __name__ == "__main__":
     nets.PixelConv = PlainPixelConv  # type: ignore[misc]
     build.ActorCritic = PlainActorCritic  # type: ignore[misc]
-    sys.argv += ["--precision", "fp32"]
+    sys.argv += ["--precision", "fp32", "--set", "hardware.kernels=torch"]
     raise SystemExit(train(algorithm="ppo", rollouts="sequential", stop="wall_clock"))

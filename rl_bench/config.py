@@ -181,6 +181,12 @@ class HardwareConfig:
         "auto takes bf16 exactly where the CPU has its instructions",
         choices=("auto", "fp32", "bf16"),
     )
+    kernels: str = setting(
+        "auto",
+        "who computes convolutions: native code, compiled once on this machine, for fp32; "
+        "auto takes it where there is a C++ compiler, else torch",
+        choices=("auto", "native", "torch"),
+    )
 
 
 @dataclass(frozen=True)

@@ -139,6 +139,7 @@ class ActorCritic(nn.Module):
         encoder: str = "nature",
         hidden_size: int | None = None,
         precision: str = "fp32",
+        kernels: str = "torch",
     ) -> None:
         super().__init__()
         check_spaces(observation_space, action_space, encoder)
@@ -153,6 +154,10 @@ class ActorCritic(nn.Module):
         self.head = make_head(action_space, features)
         self.value = Dense(features, 1)
         self._initialise()
+        if kernels == "native" and shared:
+            for module in self.encoder.modules():
+                if isinstance(module, Conv):
+                    module.use_native()
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, obs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -166,13 +171,13 @@ class ActorCritic(nn.Module):
     def acting_copy(self) -> ActorCritic:
         """A copy for inference: encoders cast once to the compute dtype, no gradients.
 
-        Encoders of images in bfloat16 are packed too.
+        Encoders of images in bfloat16 are packed too, and so are native layers.
         """
         policy = copy.deepcopy(self).requires_grad_(False)
         packs = policy.value_encoder is None and self.dtype == torch.bfloat16 and can_pack()
         for encoder in (policy.encoder, policy.value_encoder):
             for layer in packable(encoder) if encoder is not None else ():
-                layer.packs = packs
+                layer.packs = packs or (isinstance(layer, Conv) and layer.native)
                 # PixelConv stays: its weights are divided by 255 first, and would be rounded twice.
                 if not isinstance(layer, PixelConv):
                     layer.to(self.dtype)

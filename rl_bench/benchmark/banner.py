@@ -35,7 +35,8 @@ def banner(mode: Mode, config: Config, plan: CpuPlan, paths: RunPaths) -> tuple[
         f"Num environments: {plan.num_workers} {'worker' if plan.num_workers == 1 else 'workers'}"
         f" × {(training.num_envs or 0) // plan.num_workers} = {training.num_envs}",
         budget,
-        f"Device: {config.hardware.device} ({config.hardware.precision}, {_cores(mode, plan)})",
+        f"Device: {config.hardware.device} ({config.hardware.precision}, "
+        f"{config.hardware.kernels} kernels, {_cores(mode, plan)})",
         f"Seed: {config.env.seed}",
         f"Output: {paths.results}",
     ]

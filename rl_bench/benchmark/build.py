@@ -237,6 +237,7 @@ def make_net(config: Config) -> ActorCritic:
         encoder=config.model.encoder,
         hidden_size=config.model.hidden_size,
         precision=config.hardware.precision,
+        kernels=config.hardware.kernels,
     )
 
 

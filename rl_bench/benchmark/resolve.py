@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 from rl_bench import system
 from rl_bench.benchmark.mode import Mode
 from rl_bench.config import Config
@@ -14,7 +16,11 @@ from rl_bench.config_rules import (
     share_out_environments,
 )
 from rl_bench.envs import check_env, is_procgen
+from rl_bench.errors import ConfigError
+from rl_bench.native import library
 from rl_bench.nets import check_spaces
+
+logger = logging.getLogger(__name__)
 
 
 def resolve(config: Config, mode: Mode) -> Config:
@@ -44,14 +50,42 @@ def resolve(config: Config, mode: Mode) -> Config:
     if floor is None:
         floor = 0.5 if normalise else 0.0
     clip = config.impala.clip_value_loss
+    precision = system.resolve_precision(config.hardware.precision)
     return config.replace(
         impala__clip_value_loss=normalise if clip is None else clip,
         training__normalise_rewards=normalise,
         training__advantage_floor=floor,
         parallel__gradient=choose_gradient(config, cores, mode),
         hardware__num_threads=cores,
-        hardware__precision=system.resolve_precision(config.hardware.precision),
+        hardware__precision=precision,
+        hardware__kernels=choose_kernels(config, precision),
     )
+
+
+def choose_kernels(config: Config, precision: str) -> str:
+    """`auto` → native for images in float32, wherever it can be compiled.
+
+    Raises: ConfigError where `native` is asked for and cannot be had.
+    """
+    asked = config.hardware.kernels
+    frames = len(check_env(config.env)[0].shape or ()) == 3
+    if asked == "torch" or (asked == "auto" and not (frames and precision == "fp32")):
+        return "torch"
+    if precision != "fp32":
+        raise ConfigError(
+            f"hardware.kernels: native convolutions are in fp32, not in {precision}; "
+            "add --precision fp32, or leave hardware.kernels at auto"
+        )
+    missing = library.why_missing()
+    if missing is None:
+        return "native"
+    if asked == "native":
+        raise ConfigError(
+            f"hardware.kernels: native convolutions cannot be had: {missing}; "
+            "or add --set hardware.kernels=torch"
+        )
+    logger.warning("convolutions are computed by torch, more slowly: %s", missing)
+    return "torch"
 
 
 def choose_gradient(config: Config, cores: int, mode: Mode) -> str:

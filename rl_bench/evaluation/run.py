@@ -16,6 +16,7 @@ import torch
 from rl_bench import storage, system
 from rl_bench.benchmark.build import identity_of, make_net
 from rl_bench.benchmark.mode import DISPLAY, SCHEMA_VERSION
+from rl_bench.benchmark.resolve import choose_kernels
 from rl_bench.config import Config
 from rl_bench.config_files import build_config, layer_from_sections
 from rl_bench.envs import canonical_name, check_env, make_vector_env
@@ -74,7 +75,9 @@ def load(path: Path, algorithm: str | None) -> Trained:
             "leave the flag out, the checkpoint knows"
         )
     config = build_config(layer_from_sections(state["config"], source=str(path)))
-    net = make_net(config)
+    # Where the policy was trained there may have been a compiler.
+    kernels = choose_kernels(config.replace(hardware__kernels="auto"), config.hardware.precision)
+    net = make_net(config.replace(hardware__kernels=kernels))
     differences = [
         f"{key}: checkpoint {state['identity'].get(key)}, now {value}"
         for key, value in identity_of(config, net).items()

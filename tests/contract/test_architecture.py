@@ -22,7 +22,8 @@ ALLOWED = {
     "system": set(),
     "monitor": {"system"},
     "ops": set(),
-    "layers": set(),
+    "native": set(),
+    "layers": {"native"},
     "heads": {"layers"},
     "nets": {"errors", "heads", "layers"},
     "envs": BASE,
@@ -31,7 +32,7 @@ ALLOWED = {
     "training": BASE | {"nets", "agents", "rollout", "storage", "streams", "monitor", "rows"},
     "benchmark": BASE
     | {"config_rules", "config_files", "storage", "interrupts", "system", "monitor",
-       "fork_server", "envs", "nets", "agents", "rollout", "training"},
+       "fork_server", "envs", "native", "nets", "agents", "rollout", "training"},
     "evaluation": BASE
     | {"config_files", "storage", "streams", "system", "envs", "nets", "training", "benchmark"},
     # Neither torch nor agents: what it reads are files.

@@ -1,0 +1,202 @@
+"""Layers in C++: against torch in float64, and what happens where they cannot be compiled."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from gymnasium.spaces import Box, Discrete
+
+from rl_bench.benchmark import resolve
+from rl_bench.benchmark.mode import Mode
+from rl_bench.config import Config
+from rl_bench.errors import ConfigError
+from rl_bench.layers import Conv
+from rl_bench.native import convolution, library
+from rl_bench.nets import ActorCritic
+
+FRAMES = Box(0, 255, (64, 64, 3), np.uint8)
+MISSING = library.why_missing()
+needs_compiler = pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
+
+# side, channels, kernel, stride, padding, filters, bytes
+LAYERS = {
+    "nature-1": (64, 3, 8, 4, 0, 32, True),
+    "nature-2": (15, 32, 4, 2, 0, 64, False),
+    "nature-3": (6, 64, 3, 1, 0, 64, False),
+    "nature-1 of 84": (84, 3, 8, 4, 0, 32, True),
+    "nature-2 of 84": (20, 32, 4, 2, 0, 64, False),
+    "nature-3 of 84": (9, 64, 3, 1, 0, 64, False),
+    "impala-1": (64, 3, 3, 1, 1, 16, True),
+    "impala-2": (32, 16, 3, 1, 1, 16, False),
+    "impala-3": (16, 32, 3, 1, 1, 32, False),
+    "odd side": (11, 16, 3, 1, 1, 32, False),
+    "floats first": (13, 5, 3, 1, 0, 16, False),
+}
+
+
+def make_layer(name, count):
+    side, channels, size, stride, padding, filters, as_bytes = LAYERS[name]
+    generator = torch.Generator().manual_seed(0)
+    if as_bytes:
+        images = torch.randint(
+            0, 256, (count, side, side, channels), generator=generator, dtype=torch.uint8
+        )
+    else:
+        images = torch.randn(count, side, side, channels, generator=generator)
+    weight = torch.randn(filters, channels, size, size, generator=generator)
+    bias = torch.randn(filters, generator=generator)
+    return images, weight / (channels * size * size) ** 0.5, bias, stride, padding
+
+
+def in_float64(images, weight, bias, stride, padding, relu):
+    pixels = images.double() / 255.0 if images.dtype == torch.uint8 else images.double()
+    inputs = [pixels.requires_grad_(), weight.double().requires_grad_(), bias.double()]
+    inputs[2].requires_grad_()
+    y = F.conv2d(inputs[0].permute(0, 3, 1, 2), inputs[1], inputs[2], stride, padding)
+    return inputs, (F.relu(y) if relu else y).permute(0, 2, 3, 1)
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize(("relu", "threads"), [(True, 1), (False, 2)])
+def test_outputs_and_gradients_are_those_of_the_definition(name, relu, threads):
+    # Breaks when: a transform, its transpose, an edge, a share of a thread or the scale is wrong.
+    images, weight, bias, stride, padding = make_layer(name, 5)
+    first = images.shape[-1] % 16 != 0
+    inputs, expected = in_float64(images, weight, bias, stride, padding, relu)
+    leaves = [weight.requires_grad_(), bias.requires_grad_()]
+    if not first:
+        leaves.insert(0, images.requires_grad_())
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        found = convolution.Convolution.apply(images, weight, bias, stride, padding, relu)
+        # Where the ReLU's input is nearly 0, either side of it is right.
+        gradient = torch.randn(found.shape, generator=torch.Generator().manual_seed(1))
+        gradient[expected.abs() < 1e-5] = 0.0
+        gradients = torch.autograd.grad(found, leaves, gradient)
+    finally:
+        torch.set_num_threads(before)
+    torch.testing.assert_close(found, expected.float(), rtol=1e-5, atol=1e-5)
+    wanted = torch.autograd.grad(expected, inputs[1:] if first else inputs, gradient.double())
+    for ours, theirs in zip(gradients, wanted, strict=True):
+        # The largest decides how exact sums of float32 can be.
+        tolerance = 2e-5 * theirs.abs().max().item()
+        torch.testing.assert_close(ours, theirs.float(), rtol=1e-4, atol=tolerance)
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", ["nature-1", "nature-2", "nature-3", "impala-2"])
+def test_an_image_is_the_same_in_any_company(name):
+    # Breaks when: a sum's order depends on the place of a row; numbers of workers would differ.
+    images, weight, bias, stride, padding = make_layer(name, 37)
+    packed = convolution.Packed.of(images, weight, stride, padding)
+    together = convolution.convolve(images, packed, bias, relu=True)
+    for few in (slice(0, 1), slice(3, 8), slice(20, 37)):
+        alone = convolution.convolve(images[few].contiguous(), packed, bias, relu=True)
+        assert torch.equal(alone, together[few])
+
+
+@needs_compiler
+def test_what_is_not_a_number_stays():
+    images, weight, bias, stride, padding = make_layer("nature-3", 2)
+    images[1, 2, 2, 0] = float("nan")
+    packed = convolution.Packed.of(images, weight, stride, padding)
+    y = convolution.convolve(images, packed, bias, relu=True)
+    assert y[0].isfinite().all() and y[1].isnan().any()
+
+
+@needs_compiler
+@pytest.mark.parametrize("encoder", ["nature", "impala"])
+def test_networks_learn_and_act_as_those_of_torch(encoder):
+    # Breaks when: a layer loses its ReLU, or an acting copy keeps the weights of before.
+    torch.manual_seed(0)
+    plain = ActorCritic(FRAMES, Discrete(15), encoder=encoder)
+    native = ActorCritic(FRAMES, Discrete(15), encoder=encoder, kernels="native")
+    native.load_state_dict(plain.state_dict())
+    assert all(m.native for m in native.modules() if isinstance(m, Conv))
+    frames = torch.randint(0, 256, (6, 64, 64, 3), dtype=torch.uint8)
+    for net in (plain, native):
+        policy, values = net(frames)
+        (policy.square().mean() + values.square().mean()).backward()
+    for ours, theirs in zip(native.parameters(), plain.parameters(), strict=True):
+        # Rounding may decide which of two pixels is a pool's largest, for a few of many thousands.
+        assert (ours.grad - theirs.grad).norm() < 0.01 * theirs.grad.norm()
+    acting = native.acting_copy()
+    for _ in range(2):
+        with torch.inference_mode():
+            for ours, theirs in zip(acting(frames), plain(frames), strict=True):
+                assert (ours - theirs).norm() < 1e-4 * theirs.norm()
+        with torch.no_grad():
+            for p in plain.parameters():
+                p.add_(0.01)
+        acting.load_weights(plain.state_dict())
+
+
+def test_layers_that_cannot_be_native_stay_with_torch():
+    for layer in (Conv(16, 32, 5), Conv(16, 20, 3), Conv(12, 16, 3), Conv(16, 16, 4, 2, padding=1)):
+        layer.use_native()
+        assert not layer.native
+
+
+@pytest.fixture
+def without_compiler(monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    library.load.cache_clear()
+    yield
+    library.load.cache_clear()
+
+
+def settings(**changes):
+    config = Config().replace(hardware__precision="fp32", **changes)
+    return resolve.resolve(config, Mode("ppo", "sequential", "timesteps"))
+
+
+def test_without_a_compiler_torch_computes_and_the_run_says_so(without_compiler, caplog):
+    assert settings().hardware.kernels == "torch"
+    assert "no C++ compiler" in caplog.text
+    with pytest.raises(ConfigError, match=r"hardware\.kernels.*no C\+\+ compiler"):
+        settings(hardware__kernels="native")
+
+
+@needs_compiler
+def test_auto_is_native_for_frames_in_float32_only():
+    assert settings().hardware.kernels == "native"
+    assert settings(hardware__kernels="torch").hardware.kernels == "torch"
+    assert settings(env__name="CartPole-v1").hardware.kernels == "torch"
+    in_bf16 = Config().replace(hardware__precision="bf16")
+    mode = Mode("ppo", "sequential", "timesteps")
+    assert resolve.resolve(in_bf16, mode).hardware.kernels == "torch"
+    with pytest.raises(ConfigError, match="fp32"):
+        resolve.resolve(in_bf16.replace(hardware__kernels="native"), mode)
+
+
+@needs_compiler
+def test_the_library_is_compiled_once_and_whole(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    library.load.cache_clear()
+    library.load()
+    (made,) = (tmp_path / "rl_bench").iterdir()
+    monkeypatch.setattr(library, "_compile", lambda *_: pytest.fail("compiled again"))
+    library.load.cache_clear()
+    library.load()
+    monkeypatch.undo()
+    # Whatever it is made from has a part in its name.
+    assert made.name != f"native-{library._fingerprint('another compiler')}.so"
+    library.load.cache_clear()
+
+
+def test_a_compiler_that_fails_is_named(monkeypatch, tmp_path):
+    broken = tmp_path / "broken"
+    broken.write_text(
+        "#!/bin/sh\n[ \"$1\" = --version ] && echo 1 && exit\necho 'x: error: no' >&2; exit 1\n"
+    )
+    broken.chmod(0o755)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("CXX", str(broken))
+    library.load.cache_clear()
+    assert "x: error: no" in str(library.why_missing())
+    assert not list((tmp_path / "rl_bench").iterdir()), "nothing unfinished is left"
+    library.load.cache_clear()
