@@ -39,6 +39,7 @@ PPO, PPO_PARALLEL = "train_timed.py", "train_parallel_timed.py"
 IMPALA, IMPALA_PARALLEL = "train_impala_sequential_timed.py", "train_impala_parallel_timed.py"
 FP32 = ("--precision", "fp32")
 RESIDUAL = ("--encoder", "impala")
+TORCH = ("--set", "hardware.kernels=torch")
 CENTRAL = ("--set", "parallel.gradient=central")
 # oneDNN then does without AVX-512, AMX and bf16 instructions; torch's own kernels likewise.
 NO_BF16 = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
@@ -86,8 +87,9 @@ ARMS: dict[str, Arm] = {
     "ppo-sequential-avx2": Arm("PPO sequential, AVX2", (PPO,), environment=NO_BF16),
     "sb3-avx2": Arm("Stable-Baselines3 PPO, AVX2", ("sb3",), peer=True, environment=NO_BF16),
     **{f"ppo-{count}-envs": environments(count) for count in (16, 64, 128, 256)},
-    # Not in the suite: what the defaults were weighed against.
     "ppo-sequential-fp32": Arm("PPO sequential, fp32", (PPO, *FP32)),
+    "ppo-sequential-fp32-torch": Arm("PPO sequential, fp32, torch alone", (PPO, *FP32, *TORCH)),
+    # Not in the suite: what the defaults were weighed against.
     "ppo-2x16": Arm("PPO 2 × 16", (PPO_PARALLEL, *layout(2))),
     "ppo-4x8": Arm("PPO 4 × 8", (PPO_PARALLEL, *layout(4))),
     "ppo-2x16-central": Arm("PPO 2 × 16, central", (PPO_PARALLEL, *layout(2), *CENTRAL)),

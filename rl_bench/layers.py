@@ -132,7 +132,8 @@ class PixelConv(Conv):
         self, frames: torch.Tensor, dtype: torch.dtype, *, relu: bool = False
     ) -> torch.Tensor:
         if self.native:  # takes bytes as they are, and divides by itself
-            return self._convolve_natively(frames, relu)
+            bytes_or_floats = frames if frames.dtype == torch.uint8 else frames.to(dtype)
+            return self._convolve_natively(bytes_or_floats, relu)
         # Cast first: the cast of a permuted view goes element by element, six times slower.
         x = frames.to(dtype)
         wide = self._can_widen(x.shape[2])

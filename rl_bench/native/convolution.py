@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.autograd.function import once_differentiable
 
 from rl_bench.native import library
 
@@ -64,12 +65,16 @@ class Convolution(torch.autograd.Function):
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         images, u_transposed, activated = ctx.saved_tensors
         gradient = gradient.contiguous()
         dweight = torch.empty(ctx.weight_shape, memory_format=torch.channels_last)
         dbias = dweight.new_empty(len(dweight))
-        dimages = torch.empty_like(images) if ctx.needs_input_grad[0] else None
+        dimages = None
+        if ctx.needs_input_grad[0]:
+            assert images.shape[-1] % LANES == 0, "a first layer's input has no gradient"
+            dimages = torch.empty_like(images)
         library.call(
             "winograd_backward", _for_batch(ctx.geometry, images),
             gradient, activated, images, u_transposed, dweight, dbias, dimages,

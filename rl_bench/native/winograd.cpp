@@ -90,7 +90,7 @@ struct Plan : Geometry {
         bordered = padding > 0 || lanes != depth || height / step < grid_height ||
                    width / step < grid_width;
         // Enough rows for the products that U is worth fetching, few enough to stay in the cache.
-        block = std::clamp(96 / tiles, 1, 32);
+        block = std::clamp(96 / tiles, 1, std::clamp(images / std::max(threads, 1), 1, 32));
         chunk = block > 1 ? tiles : ceil_div(tiles, ceil_div(tiles, 96));
     }
     size_t image() const { return (size_t)height * width * channels; }
@@ -98,18 +98,19 @@ struct Plan : Geometry {
     size_t out_image() const { return (size_t)out_height * out_width * out_channels; }
     size_t inputs() const { return (size_t)16 * block * chunk * lanes; }
     size_t outputs() const { return (size_t)16 * block * chunk * out_channels; }
-    size_t weights() const { return (size_t)16 * depth * out_channels; }
+    size_t weights() const { return (size_t)16 * lanes * out_channels; }
 };
 
 // A run of floats of each tap that become channels of a cell: calls `vector(at)` for whole vectors and
-// `single(at)` for the rest, at the place of a tap's first float in the kernel and in a row of U.
+// `single(at)` for the rest, at the places of a tap's first float in the kernel and of the cell's channel
+// in a matrix [O, row].
 template <typename Vector, typename Single>
-INLINE void along_kernel(const Plan& p, Vector vector, Single single) {
+INLINE void along_kernel(const Plan& p, int row, Vector vector, Single single) {
     const int segment = p.step * p.channels, size = p.kernel * p.step;
     for (int o = 0; o < p.out_channels; ++o)
         for (int part = 0; part < p.step; ++part) {
             const size_t tap = ((size_t)o * size + part) * size * p.channels;
-            const size_t place = (size_t)o * p.depth + part * segment;
+            const size_t place = (size_t)o * row + part * segment;
             int e = 0;
             for (; e + W <= segment; e += W) vector(tap + e, place + e);
             for (; e < segment; ++e) single(tap + e, place + e);
@@ -141,14 +142,14 @@ void transform_kernel(const Plan& p, const float* kernel, float scale, float* u_
             for (int j = 0; j < 4; ++j) stored(u_transposed + (4 * i + j) * plane + place, x[i][j]);
     };
     along_kernel(
-        p, [&](size_t tap, size_t place) { some(Vec{}, tap, place); },
+        p, p.depth, [&](size_t tap, size_t place) { some(Vec{}, tap, place); },
         [&](size_t tap, size_t place) { some(0.0f, tap, place); });
 }
 
-// The transpose: gradient of U, with its last two axes exchanged → gradient of the kernel.
+// The transpose: gradient of U, as [16, O, lanes] → gradient of the kernel.
 template <int R>
 void untransform_kernel(const Plan& p, const float* du_transposed, float scale, float* dkernel) {
-    const size_t plane = (size_t)p.out_channels * p.depth;
+    const size_t plane = (size_t)p.out_channels * p.lanes;
     auto some = [&](auto kind, size_t tap, size_t place) {
         decltype(kind) x[4][4];
         for (int i = 0; i < 4; ++i)
@@ -160,7 +161,7 @@ void untransform_kernel(const Plan& p, const float* du_transposed, float scale, 
                 stored(dkernel + tap + tap_at(p, i, j), scale * x[i][j]);
     };
     along_kernel(
-        p, [&](size_t tap, size_t place) { some(Vec{}, tap, place); },
+        p, p.lanes, [&](size_t tap, size_t place) { some(Vec{}, tap, place); },
         [&](size_t tap, size_t place) { some(0.0f, tap, place); });
 }
 
@@ -333,7 +334,7 @@ void untransform_outputs(const Plan& p, const Part& part, const float* gradient,
 }
 
 thread_local Scratch grids, gradient_grids, rows_of_pixels, inputs, products;
-thread_local Scratch weight_gradients, bias_gradients, transposed;
+thread_local Scratch weight_gradients, bias_gradients;
 
 // Calls for each image of a block with its part, a chunk of its tiles.
 template <typename Image>
@@ -405,8 +406,8 @@ void forward(const Plan& p, const void* images, const float* u, const float* bia
 
 template <int M>
 void backward(const Plan& p, const float* gradient, const float* activated, const void* images,
-              const float* u_transposed, float* du, float* dbias, float* dimages) {
-    std::fill(du, du + p.threads * p.weights(), 0.0f);
+              const float* u_transposed, float* du_transposed, float* dbias, float* dimages) {
+    std::fill(du_transposed, du_transposed + p.threads * p.weights(), 0.0f);
     std::fill(dbias, dbias + p.threads * p.out_channels, 0.0f);
     for_blocks(p, [&](int start, int stop, int tile, int thread) {
         const int width = p.out_channels;
@@ -419,9 +420,9 @@ void backward(const Plan& p, const float* gradient, const float* activated, cons
                                    dy, dbias + thread * width);
         });
         for (int k = 0; k < 16; ++k)
-            matmul(p.depth, width, rows, v + (size_t)k * rows * p.lanes, 1, p.lanes,
-                   dy + (size_t)k * rows * width,
-                   du + thread * p.weights() + (size_t)k * p.depth * width, true);
+            matmul(width, p.lanes, rows, dy + (size_t)k * rows * width, 1, width,
+                   v + (size_t)k * rows * p.lanes,
+                   du_transposed + thread * p.weights() + (size_t)k * width * p.lanes, true);
         if (!dimages) return;
         float* dv = inputs.of(p.inputs());  // V is not needed any more
         for (int k = 0; k < 16; ++k)
@@ -437,7 +438,8 @@ void backward(const Plan& p, const float* gradient, const float* activated, cons
         });
     });
     for (int thread = 1; thread < p.threads; ++thread) {
-        for (size_t i = 0; i < p.weights(); ++i) du[i] += du[thread * p.weights() + i];
+        const float* more = du_transposed + thread * p.weights();
+        for (size_t i = 0; i < p.weights(); ++i) du_transposed[i] += more[i];
         for (int o = 0; o < p.out_channels; ++o) dbias[o] += dbias[thread * p.out_channels + o];
     }
 }
@@ -468,13 +470,11 @@ extern "C" void winograd_backward(const Geometry* geometry, const float* gradien
                                   const float* u_transposed, float* dkernel, float* dbias,
                                   float* dimages) {
     const Plan p(*geometry);
-    float* du = weight_gradients.of(p.threads * p.weights());
-    float* du_transposed = transposed.of(p.weights());
+    float* du_transposed = weight_gradients.of(p.threads * p.weights());
     float* biases = bias_gradients.of((size_t)p.threads * p.out_channels);
-    (p.kernel == 2 ? backward<3> : backward<2>)(p, gradient, activated, images, u_transposed, du,
-                                                biases, dimages);
+    (p.kernel == 2 ? backward<3> : backward<2>)(p, gradient, activated, images, u_transposed,
+                                                du_transposed, biases, dimages);
     std::copy(biases, biases + p.out_channels, dbias);
-    exchange(du, p.depth, p.out_channels, du_transposed);
     (p.kernel == 2 ? untransform_kernel<2> : untransform_kernel<3>)(p, du_transposed, scale_of(p),
                                                                     dkernel);
 }
