@@ -48,7 +48,7 @@ $(VENV)/.installed-dev: requirements-dev.txt requirements-video.txt $(VENV)/.ins
 	@touch $@
 
 test: $(VENV)/.installed-dev  ## run the test suite
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: $(VENV)/.installed-dev  ## lint, format and types
 	$(BIN)/ruff check .

@@ -142,6 +142,7 @@ class ActorCritic(nn.Module):
         kernels: str = "torch",
     ) -> None:
         super().__init__()
+        assert kernels in ("native", "torch"), "auto is settled before"
         check_spaces(observation_space, action_space, encoder)
         self.dtype = DTYPES[precision]
         self.encoder = make_encoder(observation_space, encoder, hidden_size)

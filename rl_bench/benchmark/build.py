@@ -24,6 +24,7 @@ from rl_bench.envs import (
     make_vector_env,
     modules_to_share,
 )
+from rl_bench.native import library
 from rl_bench.nets import ActorCritic
 from rl_bench.rollout.actors import ActorSource
 from rl_bench.rollout.crew import Crew
@@ -92,8 +93,10 @@ def _in_worker_processes(
     net = make_net(config)
     memory = SharedMemory.allocate(config, net, mode, plan)
 
+    native = library.compiled() if config.hardware.kernels == "native" else None
+
     def factory(index: int, restarts: int) -> WorkerFactory:
-        return WorkerFactory(config, mode, index, resumes, restarts, memory)
+        return WorkerFactory(config, mode, index, resumes, restarts, memory, native)
 
     limits = TimeLimits(
         start=config.parallel.start_limit_seconds, silence=config.parallel.silence_limit_seconds
@@ -204,9 +207,12 @@ class WorkerFactory:
     resumes: int
     restarts: int
     memory: SharedMemory
+    native: Path | None
 
     def __call__(self, show_life: Callable[[], None]) -> Service:
         system.prepare_process(1)
+        if self.native:  # the same one as everywhere in this run, whatever was installed since
+            library.load(self.native)
         config, each = self.config, self.config.parallel.num_envs_per_worker
         assert each is not None
         seeds = WorkerSeeds.of(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-
 from rl_bench import system
 from rl_bench.benchmark.mode import Mode
 from rl_bench.config import Config
@@ -19,8 +17,6 @@ from rl_bench.envs import check_env, is_procgen
 from rl_bench.errors import ConfigError
 from rl_bench.native import library
 from rl_bench.nets import check_spaces
-
-logger = logging.getLogger(__name__)
 
 
 def resolve(config: Config, mode: Mode) -> Config:
@@ -63,29 +59,39 @@ def resolve(config: Config, mode: Mode) -> Config:
 
 
 def choose_kernels(config: Config, precision: str) -> str:
-    """`auto` → native for images in float32, wherever it can be compiled.
+    """`auto` → native where it computes faster and can be compiled.
 
     Raises: ConfigError where `native` is asked for and cannot be had.
     """
     asked = config.hardware.kernels
-    frames = len(check_env(config.env)[0].shape or ()) == 3
-    if asked == "torch" or (asked == "auto" and not (frames and precision == "fp32")):
+    if asked == "torch" or (asked == "auto" and not _native_pays(config, precision)):
         return "torch"
-    if precision != "fp32":
+    if not _has_frames(config) or precision != "fp32":
         raise ConfigError(
-            f"hardware.kernels: native convolutions are in fp32, not in {precision}; "
-            "add --precision fp32, or leave hardware.kernels at auto"
+            f"hardware.kernels: native convolutions are for images in fp32, not for {precision} on "
+            f"{config.env.name}; add --set hardware.kernels=auto"
         )
     missing = library.why_missing()
-    if missing is None:
-        return "native"
-    if asked == "native":
+    if missing and asked == "native":
         raise ConfigError(
             f"hardware.kernels: native convolutions cannot be had: {missing}; "
             "or add --set hardware.kernels=torch"
         )
-    logger.warning("convolutions are computed by torch, more slowly: %s", missing)
-    return "torch"
+    return "torch" if missing else "native"
+
+
+def why_not_native(asked: Config, settled: Config) -> str | None:
+    """Why `auto` could not take native convolutions where they would have been faster."""
+    hoped = asked.hardware.kernels == "auto" and _native_pays(asked, settled.hardware.precision)
+    return library.why_missing() if hoped else None
+
+
+def _native_pays(config: Config, precision: str) -> bool:
+    return _has_frames(config) and precision == "fp32" and library.has_wide_vectors()
+
+
+def _has_frames(config: Config) -> bool:
+    return len(check_env(config.env)[0].shape or ()) == 3
 
 
 def choose_gradient(config: Config, cores: int, mode: Mode) -> str:
@@ -98,9 +104,8 @@ def choose_gradient(config: Config, cores: int, mode: Mode) -> str:
     if mode.rollouts == "sequential" or config.parallel.gradient != "auto":
         return config.parallel.gradient
     assert workers is not None
-    frames = len(check_env(config.env)[0].shape or ()) == 3
     pays = cores > 1 if config.parallel.max_policy_lag else 1 < cores <= workers + 1
-    return "sharded" if frames and pays else "central"
+    return "sharded" if _has_frames(config) and pays else "central"
 
 
 def plan_cpus(config: Config, mode: Mode) -> system.CpuPlan:

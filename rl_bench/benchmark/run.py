@@ -14,7 +14,7 @@ from rl_bench.benchmark import result
 from rl_bench.benchmark.banner import banner
 from rl_bench.benchmark.build import Parts, build
 from rl_bench.benchmark.mode import Mode
-from rl_bench.benchmark.resolve import plan_cpus, resolve
+from rl_bench.benchmark.resolve import plan_cpus, resolve, why_not_native
 from rl_bench.benchmark.session import Session, open_session, refuse_other_shapes
 from rl_bench.config_files import Layer, to_yaml
 from rl_bench.errors import RlBenchError, StorageError, TrainingError
@@ -52,11 +52,13 @@ def run(request: Request, guard: SignalGuard) -> int:
     the results were written with their status.
     """
     session = open_session(request.mode, request.settings, request.resume, request.overwrite)
-    session.config = resolve(session.config, request.mode)
+    asked, session.config = session.config, resolve(session.config, request.mode)
     locks: list[storage.DirectoryLock] = []
     try:
         locks += [storage.DirectoryLock(directory) for directory in session.paths.directories()]
         session.refuse_to_mix_runs()
+        if missing := why_not_native(asked, session.config):
+            logger.warning("convolutions are computed by torch, more slowly: %s", missing)
         return Run(request, session, guard).execute()
     finally:
         for lock in locks:

@@ -75,9 +75,11 @@ def load(path: Path, algorithm: str | None) -> Trained:
             "leave the flag out, the checkpoint knows"
         )
     config = build_config(layer_from_sections(state["config"], source=str(path)))
-    # Where the policy was trained there may have been a compiler.
-    kernels = choose_kernels(config.replace(hardware__kernels="auto"), config.hardware.precision)
-    net = make_net(config.replace(hardware__kernels=kernels))
+    if config.hardware.kernels != "torch":  # there may be no compiler here, or another CPU
+        config = config.replace(hardware__kernels="auto")
+        kernels = choose_kernels(config, config.hardware.precision)
+        config = config.replace(hardware__kernels=kernels)
+    net = make_net(config)
     differences = [
         f"{key}: checkpoint {state['identity'].get(key)}, now {value}"
         for key, value in identity_of(config, net).items()
@@ -262,6 +264,7 @@ def _document(
             "deterministic": request.deterministic,
             "seed": request.seed,
             "precision": trained.config.hardware.precision,
+            "kernels": trained.config.hardware.kernels,
             "num_threads": torch.get_num_threads(),
         },
         "sets": dict(sets),

@@ -100,6 +100,11 @@ class Packed:
         _, height, width, channels = images.shape
         out_channels, of_channels, size, _ = weight.shape
         assert of_channels == channels, (weight.shape, images.shape)
+        assert fits(
+            channels=channels, out_channels=out_channels, kernel=size, stride=stride,
+            padding=padding, first=True,
+        )  # fmt: skip
+        assert min(height, width) + 2 * padding >= size, (weight.shape, images.shape)
         geometry = Geometry(
             height=height,
             width=width,

@@ -6,12 +6,15 @@ sources, the flags, the compiler and the CPU. Another CPU or another version mak
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import functools
 import hashlib
 import os
 import platform
+import shlex
 import shutil
+import signal
 import subprocess
 import tempfile
 from pathlib import Path
@@ -22,7 +25,7 @@ SOURCES = ("winograd.cpp",)
 FLAGS = (
     "-std=c++17", "-O3", "-march=native", "-ffp-contract=fast", "-fPIC", "-shared", "-fopenmp",
 )  # fmt: skip
-COMPILE_LIMIT_SECONDS = 120.0
+COMPILE_LIMIT_SECONDS, VERSION_LIMIT_SECONDS = 120.0, 10.0
 
 
 class NativeError(Exception):
@@ -30,28 +33,42 @@ class NativeError(Exception):
 
 
 @functools.cache
-def load() -> ctypes.CDLL:
-    """The library, compiled first if this machine has not done so.
+def compiled() -> Path:
+    """The library's file, made first if this machine has not done so.
 
     Raises: NativeError without a compiler, or when it fails.
     """
-    import torch  # its OpenMP is then in the process, and serves the library too
-
-    compiler = shutil.which(os.environ.get("CXX", "g++"))
+    command = shlex.split(os.environ.get("CXX") or "g++")
+    compiler = shutil.which(command[0])
     if compiler is None:
-        raise NativeError("no C++ compiler was found; install g++, or set CXX")
-    flags: tuple[str, ...] = FLAGS
-    if torch.backends.cpu.get_cpu_capability() != "AVX512":
-        flags += _without_avx512()
-    version = _run([compiler, "--version"]).splitlines()[0]
-    name = f"native-{_fingerprint(version, *flags)}.so"
-    path = _cache_directory() / name
+        raise NativeError(f"the C++ compiler '{command[0]}' was not found; install g++, or set CXX")
+    command = [compiler, *command[1:], *FLAGS, *_limits()]
+    version = _run([compiler, "--version"], VERSION_LIMIT_SECONDS)
+    name = f"native-{_fingerprint(version, *command)}.so"
     try:
-        if not path.exists():
-            _compile(compiler, flags, path)
-        return ctypes.CDLL(str(path))
+        for directory in (_cache, _own_directory):
+            path = directory() / name
+            if _loads(path) or _make(command, path):
+                return path
     except OSError as error:
         raise NativeError(f"the compiled layers cannot be kept or loaded: {error}") from error
+    raise NativeError("the compiled layers cannot be loaded")
+
+
+_library: ctypes.CDLL | None = None
+
+
+def load(path: Path | None = None) -> ctypes.CDLL:
+    """The library; worker processes are given the very file that the main process has.
+
+    Raises: NativeError from `compiled`.
+    """
+    global _library
+    if _library is None:
+        import torch  # noqa: F401 - its OpenMP is then in the process, and serves the library too
+
+        _library = ctypes.CDLL(str(path or compiled()))
+    return _library
 
 
 def call(name: str, *arguments: Any) -> None:
@@ -70,18 +87,29 @@ def _converted(argument: Any) -> Any:
     return ctypes.c_int32(argument)
 
 
+@functools.cache
 def why_missing() -> str | None:
     """None where the library can be had, else the reason."""
     try:
-        load()
+        compiled()
     except NativeError as error:
         return str(error)
     return None
 
 
-def _without_avx512() -> tuple[str, ...]:
+def has_wide_vectors() -> bool:
+    """Whether the CPU has what the library is fast with: AVX2 or AVX-512."""
+    import torch
+
+    return torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
+
+
+def _limits() -> tuple[str, ...]:
     """For CPUs that have AVX-512 where torch was told to do without it."""
-    return ("-mno-avx512f",) if platform.machine() == "x86_64" else ()
+    import torch
+
+    without = torch.backends.cpu.get_cpu_capability() != "AVX512"
+    return ("-mno-avx512f",) if without and platform.machine() == "x86_64" else ()
 
 
 def _fingerprint(*facts: str) -> str:
@@ -102,46 +130,79 @@ def _cpu() -> str:
     return "\n".join(facts)
 
 
-def _cache_directory() -> Path:
-    """A directory of the user's, or of this process alone where that cannot be written."""
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    directory = Path(base) / "rl_bench"
+def _cache() -> Path:
+    """The user's own cache directory, which nobody else may put a library into."""
+    base = Path(os.environ.get("XDG_CACHE_HOME") or "")
+    if not base.is_absolute():
+        base = Path(os.path.expanduser("~")) / ".cache"
+    directory = base / "rl_bench"
+    if not base.is_absolute():  # no home
+        return _own_directory()
     try:
-        directory.mkdir(parents=True, exist_ok=True)
-        if os.access(directory, os.W_OK):
-            return directory
-    except OSError:
-        pass  # no home, or a read-only one
-    return _own_directory()
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError:  # a home that cannot be written; it may hold the library all the same
+        return directory if directory.is_dir() else _own_directory()
+    return directory if directory.stat().st_uid == os.getuid() else _own_directory()
 
 
 @functools.cache
 def _own_directory() -> Path:
-    return Path(tempfile.mkdtemp(prefix="rl_bench-native-"))
+    """For this process and its workers, where nothing can be kept."""
+    directory = tempfile.mkdtemp(prefix="rl_bench-native-")
+    atexit.register(shutil.rmtree, directory, ignore_errors=True)
+    return Path(directory)
 
 
-def _compile(compiler: str, flags: tuple[str, ...], path: Path) -> None:
-    """Whole or not at all: several processes may be doing the same at once."""
-    descriptor, unfinished = tempfile.mkstemp(suffix=".so", dir=path.parent)
-    os.close(descriptor)
+def _loads(path: Path) -> bool:
+    """Whether the file is there and whole."""
+    import torch  # noqa: F401 - as in `load`
+
     try:
-        _run([compiler, *flags, *(str(HERE / name) for name in SOURCES), "-o", unfinished])
+        ctypes.CDLL(str(path))
+    except OSError:
+        return False
+    return True
+
+
+def _make(command: list[str], path: Path) -> bool:
+    """Whole or not at all: several processes may be doing the same at once.
+
+    False where the directory cannot be written.
+    """
+    if not os.access(path.parent, os.W_OK):
+        return False
+    descriptor, unfinished = tempfile.mkstemp(suffix=".so", dir=path.parent)
+    try:
+        sources = [str(HERE / name) for name in SOURCES]
+        _run([*command, *sources, "-o", unfinished], COMPILE_LIMIT_SECONDS)
+        os.fsync(descriptor)
+        os.chmod(unfinished, 0o755)
         os.replace(unfinished, path)
     finally:
+        os.close(descriptor)
         Path(unfinished).unlink(missing_ok=True)
+    return _loads(path)
 
 
-def _run(command: list[str]) -> str:
+def _run(command: list[str], limit_seconds: float) -> str:
+    """What it prints. Raises: NativeError when it fails or takes longer, and is then ended."""
+    process = subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True, errors="replace", env={**os.environ, "LC_ALL": "C"}, start_new_session=True,
+    )  # fmt: skip
     try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=COMPILE_LIMIT_SECONDS, check=True
-        )
-    except subprocess.CalledProcessError as error:
-        first = next((line for line in error.stderr.splitlines() if "error" in line), "")
-        raise NativeError(f"{command[0]} failed: {first or error.returncode}") from error
-    except (OSError, subprocess.SubprocessError) as error:
-        raise NativeError(f"{command[0]} failed: {error}") from error
-    return done.stdout
+        output, errors = process.communicate(timeout=limit_seconds)
+    except BaseException as error:
+        os.killpg(process.pid, signal.SIGKILL)  # what it started, too
+        process.communicate()
+        if not isinstance(error, subprocess.TimeoutExpired):
+            raise
+        message = f"'{command[0]}' did not end within {limit_seconds:g} s"
+        raise NativeError(message) from error
+    if process.returncode != 0:
+        told = next((line for line in errors.splitlines() if "error" in line), "")
+        raise NativeError(f"'{command[0]}' failed: {told or process.returncode}")
+    return output
 
 
 if __name__ == "__main__":

@@ -370,10 +370,12 @@ float* inputs_of(const Plan& p, const void* images, int start, int stop, int til
     return v;
 }
 
-template <typename Block>
-void for_blocks(const Plan& p, Block block) {
+// Calls for each block and chunk, shared among threads, each of which calls `begin` first.
+template <typename Begin, typename Block>
+void for_blocks(const Plan& p, Begin begin, Block block) {
     const int blocks = ceil_div(p.images, p.block);
     auto some = [&](int first, int last, int thread) {
+        begin(thread);
         for (int b = first; b < last; ++b)
             for (int tile = 0; tile < p.tiles; tile += p.chunk)
                 block(b * p.block, std::min((b + 1) * p.block, p.images), tile, thread);
@@ -382,7 +384,8 @@ void for_blocks(const Plan& p, Block block) {
         some(0, blocks, 0);
         return;
     }
-#pragma omp parallel for num_threads(p.threads) schedule(static, 1)
+    // Without a clause for their number: with one, GNU's OpenMP ends and starts threads where it changes.
+#pragma omp parallel for schedule(static, 1)
     for (int thread = 0; thread < p.threads; ++thread)
         some(blocks * thread / p.threads, blocks * (thread + 1) / p.threads, thread);
 }
@@ -390,7 +393,7 @@ void for_blocks(const Plan& p, Block block) {
 template <int M>
 void forward(const Plan& p, const void* images, const float* u, const float* bias, bool relu,
              float* out) {
-    for_blocks(p, [&](int start, int stop, int tile, int) {
+    for_blocks(p, [](int) {}, [&](int start, int stop, int tile, int) {
         const float* v = inputs_of(p, images, start, stop, tile);
         float* y = products.of(p.outputs());
         const int rows = (stop - start) * (std::min(tile + p.chunk, p.tiles) - tile);
@@ -407,9 +410,11 @@ void forward(const Plan& p, const void* images, const float* u, const float* bia
 template <int M>
 void backward(const Plan& p, const float* gradient, const float* activated, const void* images,
               const float* u_transposed, float* du_transposed, float* dbias, float* dimages) {
-    std::fill(du_transposed, du_transposed + p.threads * p.weights(), 0.0f);
-    std::fill(dbias, dbias + p.threads * p.out_channels, 0.0f);
-    for_blocks(p, [&](int start, int stop, int tile, int thread) {
+    const auto begin = [&](int thread) {
+        std::fill_n(du_transposed + thread * p.weights(), p.weights(), 0.0f);
+        std::fill_n(dbias + thread * p.out_channels, p.out_channels, 0.0f);
+    };
+    for_blocks(p, begin, [&](int start, int stop, int tile, int thread) {
         const int width = p.out_channels;
         const int rows = (stop - start) * (std::min(tile + p.chunk, p.tiles) - tile);
         const float* v = inputs_of(p, images, start, stop, tile);
@@ -437,11 +442,14 @@ void backward(const Plan& p, const float* gradient, const float* activated, cons
             if (!p.direct && part.stop == p.tiles) scatter(p, grid, image);
         });
     });
-    for (int thread = 1; thread < p.threads; ++thread) {
-        const float* more = du_transposed + thread * p.weights();
-        for (size_t i = 0; i < p.weights(); ++i) du_transposed[i] += more[i];
+    for (int thread = 1; thread < p.threads; ++thread)
         for (int o = 0; o < p.out_channels; ++o) dbias[o] += dbias[thread * p.out_channels + o];
-    }
+    if (p.threads == 1) return;
+    const int64_t count = p.weights();
+#pragma omp parallel for schedule(static)
+    for (int64_t i = 0; i < count; ++i)
+        for (int thread = 1; thread < p.threads; ++thread)
+            du_transposed[i] += du_transposed[thread * count + i];
 }
 
 INLINE float scale_of(const Plan& p) { return p.bytes ? 1.0f / 255.0f : 1.0f; }

@@ -19,6 +19,9 @@ from rl_bench.nets import ActorCritic
 FRAMES = Box(0, 255, (64, 64, 3), np.uint8)
 MISSING = library.why_missing()
 needs_compiler = pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
+needs_wide_vectors = pytest.mark.skipif(
+    not library.has_wide_vectors(), reason="auto is torch on CPUs without AVX2"
+)
 
 # side, channels, kernel, stride, padding, filters, bytes
 LAYERS = {
@@ -31,20 +34,24 @@ LAYERS = {
     "impala-1": (64, 3, 3, 1, 1, 16, True),
     "impala-2": (32, 16, 3, 1, 1, 16, False),
     "impala-3": (16, 32, 3, 1, 1, 32, False),
+    "nature-2 of 72": (17, 32, 4, 2, 0, 64, False),
+    "grey": (64, 1, 8, 4, 0, 32, True),
     "odd side": (11, 16, 3, 1, 1, 32, False),
     "floats first": (13, 5, 3, 1, 0, 16, False),
 }
 
 
 def make_layer(name, count):
+    """Images that are wider than high by one pixel, where that is not the network's own size."""
     side, channels, size, stride, padding, filters, as_bytes = LAYERS[name]
+    width = side if name.startswith(("nature", "impala")) else side + 1
     generator = torch.Generator().manual_seed(0)
     if as_bytes:
         images = torch.randint(
-            0, 256, (count, side, side, channels), generator=generator, dtype=torch.uint8
+            0, 256, (count, side, width, channels), generator=generator, dtype=torch.uint8
         )
     else:
-        images = torch.randn(count, side, side, channels, generator=generator)
+        images = torch.randn(count, side, width, channels, generator=generator)
     weight = torch.randn(filters, channels, size, size, generator=generator)
     bias = torch.randn(filters, generator=generator)
     return images, weight / (channels * size * size) ** 0.5, bias, stride, padding
@@ -60,10 +67,10 @@ def in_float64(images, weight, bias, stride, padding, relu):
 
 @needs_compiler
 @pytest.mark.parametrize("name", LAYERS)
-@pytest.mark.parametrize(("relu", "threads"), [(True, 1), (False, 2)])
-def test_outputs_and_gradients_are_those_of_the_definition(name, relu, threads):
+@pytest.mark.parametrize(("relu", "threads", "count"), [(True, 1, 5), (False, 2, 5), (True, 4, 3)])
+def test_outputs_and_gradients_are_those_of_the_definition(name, relu, threads, count):
     # Breaks when: a transform, its transpose, an edge, a share of a thread or the scale is wrong.
-    images, weight, bias, stride, padding = make_layer(name, 5)
+    images, weight, bias, stride, padding = make_layer(name, count)
     first = images.shape[-1] % 16 != 0
     inputs, expected = in_float64(images, weight, bias, stride, padding, relu)
     leaves = [weight.requires_grad_(), bias.requires_grad_()]
@@ -142,61 +149,102 @@ def test_layers_that_cannot_be_native_stay_with_torch():
 
 
 @pytest.fixture
-def without_compiler(monkeypatch):
-    monkeypatch.setenv("CXX", "no-such-compiler")
-    library.load.cache_clear()
-    yield
-    library.load.cache_clear()
+def forgetful():
+    """The library is looked for anew, in the test and after it."""
+    yield forget()
+    forget()
 
 
-def settings(**changes):
-    config = Config().replace(hardware__precision="fp32", **changes)
+def forget():
+    library.compiled.cache_clear()
+    library.why_missing.cache_clear()
+    library._own_directory.cache_clear()
+
+
+def in_fp32(**changes):
+    return Config().replace(**{"hardware__precision": "fp32", **changes})
+
+
+def settle(config):
     return resolve.resolve(config, Mode("ppo", "sequential", "timesteps"))
 
 
-def test_without_a_compiler_torch_computes_and_the_run_says_so(without_compiler, caplog):
-    assert settings().hardware.kernels == "torch"
-    assert "no C++ compiler" in caplog.text
-    with pytest.raises(ConfigError, match=r"hardware\.kernels.*no C\+\+ compiler"):
-        settings(hardware__kernels="native")
+@needs_wide_vectors
+def test_without_a_compiler_torch_computes_and_the_reason_is_told(monkeypatch, forgetful):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    asked = in_fp32()
+    settled = settle(asked)
+    assert settled.hardware.kernels == "torch"
+    assert "'no-such-compiler' was not found" in resolve.why_not_native(asked, settled)
+    with pytest.raises(ConfigError, match=r"no-such-compiler.*hardware\.kernels=torch"):
+        settle(in_fp32(hardware__kernels="native"))
 
 
 @needs_compiler
+@needs_wide_vectors
 def test_auto_is_native_for_frames_in_float32_only():
-    assert settings().hardware.kernels == "native"
-    assert settings(hardware__kernels="torch").hardware.kernels == "torch"
-    assert settings(env__name="CartPole-v1").hardware.kernels == "torch"
-    in_bf16 = Config().replace(hardware__precision="bf16")
-    mode = Mode("ppo", "sequential", "timesteps")
-    assert resolve.resolve(in_bf16, mode).hardware.kernels == "torch"
-    with pytest.raises(ConfigError, match="fp32"):
-        resolve.resolve(in_bf16.replace(hardware__kernels="native"), mode)
+    settled = settle(in_fp32())
+    assert settled.hardware.kernels == "native"
+    assert resolve.why_not_native(in_fp32(), settled) is None
+    for other in ({"hardware__kernels": "torch"}, {"env__name": "CartPole-v1"}):
+        assert settle(in_fp32(**other)).hardware.kernels == "torch"
+    in_bf16 = in_fp32(hardware__precision="bf16")
+    assert settle(in_bf16).hardware.kernels == "torch"
+    for config in (in_bf16, in_fp32(env__name="CartPole-v1")):
+        with pytest.raises(ConfigError, match=r"hardware\.kernels=auto"):
+            settle(config.replace(hardware__kernels="native"))
 
 
 @needs_compiler
-def test_the_library_is_compiled_once_and_whole(monkeypatch, tmp_path):
+def test_the_library_is_made_once_and_whole(monkeypatch, tmp_path, forgetful):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    library.load.cache_clear()
-    library.load()
-    (made,) = (tmp_path / "rl_bench").iterdir()
-    monkeypatch.setattr(library, "_compile", lambda *_: pytest.fail("compiled again"))
-    library.load.cache_clear()
-    library.load()
-    monkeypatch.undo()
-    # Whatever it is made from has a part in its name.
-    assert made.name != f"native-{library._fingerprint('another compiler')}.so"
-    library.load.cache_clear()
+    made = library.compiled()
+    assert [made] == list((tmp_path / "rl_bench").iterdir())
+    with monkeypatch.context() as patch:
+        patch.setattr(library, "_make", lambda *_: pytest.fail("compiled again"))
+        forget()
+        assert library.compiled() == made
+    damaged = tmp_path / "other" / "rl_bench" / made.name  # as a power failure may leave it
+    damaged.parent.mkdir(parents=True)
+    damaged.touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "other"))
+    forget()
+    assert library.compiled() == damaged and damaged.stat().st_size > 0
 
 
-def test_a_compiler_that_fails_is_named(monkeypatch, tmp_path):
-    broken = tmp_path / "broken"
-    broken.write_text(
-        "#!/bin/sh\n[ \"$1\" = --version ] && echo 1 && exit\necho 'x: error: no' >&2; exit 1\n"
-    )
+@needs_compiler
+def test_where_nothing_can_be_kept_it_is_made_for_this_run(monkeypatch, tmp_path, forgetful):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    made = library.compiled()
+    assert made.exists() and tmp_path not in made.parents
+
+
+def test_the_name_of_the_library_says_what_it_was_made_from(monkeypatch, tmp_path):
+    before = library._fingerprint("g++ 12", "-O3")
+    assert library._fingerprint("g++ 12", "-O3") == before
+    assert library._fingerprint("g++ 13", "-O3") != before
+    assert library._fingerprint("g++ 12", "-O2") != before
+    with monkeypatch.context() as patch:
+        patch.setattr(library, "_cpu", lambda: "another")
+        assert library._fingerprint("g++ 12", "-O3") != before
+    monkeypatch.setattr(library, "HERE", tmp_path)
+    assert library._fingerprint("g++ 12", "-O3") != before
+
+
+@pytest.mark.parametrize(
+    ("script", "told"),
+    [
+        ("echo 'x: error: no such thing' >&2; exit 1", "x: error: no such thing"),
+        ("sleep 60", "did not end within 1 s"),
+    ],
+)
+def test_a_compiler_that_fails_or_hangs_is_named(monkeypatch, tmp_path, forgetful, script, told):
+    broken = tmp_path / "broken compiler"
+    broken.write_text(f'#!/bin/sh\n[ "$1" = --version ] && echo 1 && exit\n{script}\n')
     broken.chmod(0o755)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setenv("CXX", str(broken))
-    library.load.cache_clear()
-    assert "x: error: no" in str(library.why_missing())
+    monkeypatch.setenv("CXX", f"'{broken}' -some-flag")
+    monkeypatch.setattr(library, "COMPILE_LIMIT_SECONDS", 1.0)
+    assert told in str(library.why_missing())
     assert not list((tmp_path / "rl_bench").iterdir()), "nothing unfinished is left"
-    library.load.cache_clear()
