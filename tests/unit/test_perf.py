@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from perf import limit, throughput
+from perf import kernels, limit, throughput
 from perf.arms import ARMS, Arm, Measurement
 
 
@@ -70,3 +70,10 @@ def test_the_limit_is_all_cores_over_the_sum_of_the_best_costs() -> None:
         assert row["share"] == pytest.approx(5000 / 8000)
         assert sum(row["core_seconds"].values()) == pytest.approx(2 / 5000)
         assert row["core_seconds"]["workers waiting"] == pytest.approx(waiting)
+
+
+def test_kernels_are_timed_in_turns_after_warming_up() -> None:
+    calls: list[str] = []
+    seconds = kernels.in_turns({k: lambda k=k: calls.append(k) for k in ("native", "torch")}, 3)
+    assert calls == ["native", "torch"] * 5
+    assert [len(of) for of in seconds.values()] == [3, 3]
