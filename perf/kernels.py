@@ -19,11 +19,10 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-from perf.scaling import make_objective  # noqa: E402
+from perf.scaling import config, make_objective  # noqa: E402
 from rl_bench import system  # noqa: E402
 from rl_bench.agents.ppo import ClippedObjective  # noqa: E402
-from rl_bench.benchmark import build, resolve  # noqa: E402
-from rl_bench.benchmark.mode import Mode  # noqa: E402
+from rl_bench.benchmark import build  # noqa: E402
 from rl_bench.config import Config  # noqa: E402
 from rl_bench.nets import ActorCritic  # noqa: E402
 
@@ -34,10 +33,9 @@ Action = Callable[[], Any]
 
 
 def make_config(kernels: str, encoder: str) -> Config:
-    config = Config().replace(
-        env__seed=1, hardware__precision="fp32", hardware__kernels=kernels, model__encoder=encoder
+    return config().replace(
+        hardware__precision="fp32", hardware__kernels=kernels, model__encoder=encoder
     )
-    return resolve.resolve(config, Mode("ppo", "sequential", "timesteps"))
 
 
 def inference(net: ActorCritic, rows: int) -> Action:
@@ -51,8 +49,8 @@ def inference(net: ActorCritic, rows: int) -> Action:
     return act
 
 
-def gradient(net: ActorCritic, config: Config, rows: int) -> Action:
-    objective, (_, batch) = ClippedObjective(net, config.training), make_objective()
+def gradient(net: ActorCritic, settings: Config, rows: int) -> Action:
+    objective, (_, batch) = ClippedObjective(net, settings.training), make_objective()
     index = torch.randperm(len(batch.obs))[:rows]
 
     def learn() -> None:
@@ -91,7 +89,7 @@ def main() -> None:
     system.prepare_process(arguments.threads)
     for encoder, trained in TRAINED.items():
         configs = {kernels: make_config(kernels, encoder) for kernels in KERNELS}
-        nets = {kernels: build.make_net(config) for kernels, config in configs.items()}
+        nets = {kernels: build.make_net(settings) for kernels, settings in configs.items()}
         print(f"{encoder} encoder, {arguments.threads} thread(s)")
         for rows in INFERRED:
             actions = {kernels: inference(net, rows) for kernels, net in nets.items()}

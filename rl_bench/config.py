@@ -184,7 +184,7 @@ class HardwareConfig:
     kernels: str = setting(
         "auto",
         "who computes convolutions: native code, compiled once on this machine, for fp32; "
-        "auto takes it where there is a C++ compiler, else torch",
+        "auto takes it where there are AVX2 and a C++ compiler, else torch",
         choices=("auto", "native", "torch"),
     )
 

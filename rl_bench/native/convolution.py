@@ -22,7 +22,7 @@ LANES = 16  # channels are handled by the vector; the widest has 16 floats
 
 
 class Geometry(ctypes.Structure):
-    """As in `winograd.cpp`."""
+    """As in `geometry.h`."""
 
     _fields_ = [
         (name, ctypes.c_int32)
