@@ -20,20 +20,23 @@ import psutil
 
 from rl_bench.errors import ConfigError
 
-_modules = ["rl_bench.benchmark.build"]
+_first_modules: list[str] = []
 
 
-def launch(more_modules: Sequence[str] = ()) -> Any:
+def launch(first_modules: Sequence[str] = ()) -> Any:
     """Start it in the background unless it runs; returns the context that makes processes.
 
-    It imports what workers need and, if it is not too late, `more_modules`.
+    It imports `first_modules`, if it does not run yet, and then what workers need.
     It and all that it forks have one torch thread, and SIGINT and SIGTERM blocked: a Ctrl+C at the
     terminal reaches every process, but only the main one is to answer it.
     Raises: ConfigError where its socket cannot be made.
     """
     context = get_context("forkserver")
-    _modules.extend(name for name in more_modules if name not in _modules)
-    context.set_forkserver_preload(_modules)
+    if first_modules:
+        _first_modules[:] = first_modules
+    context.set_forkserver_preload(
+        [*_first_modules, "rl_bench.benchmark.build", "rl_bench.settled"]
+    )
     resource_tracker.ensure_running()  # started later, it would unblock the signals again
     with _signals_blocked(), _environment(**_variables()):
         try:

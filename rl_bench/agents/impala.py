@@ -18,7 +18,7 @@ from rl_bench.agents.gradient import (
     split_evenly,
 )
 from rl_bench.agents.learner import Learner
-from rl_bench.agents.optimisation import scheduled_learning_rate
+from rl_bench.agents.optimisers import Adam, Optimiser, RMSProp
 from rl_bench.config import ImpalaConfig, TrainingConfig
 from rl_bench.nets import ActorCritic
 from rl_bench.ops.losses import approximate_kl, value_loss
@@ -149,11 +149,9 @@ class IMPALA(Learner):
         yield from order.split(self.batch_size // self.unroll_length)
 
 
-def make_optimiser(
-    net: ActorCritic, config: ImpalaConfig, training: TrainingConfig
-) -> torch.optim.Optimizer:
-    """Adam with eps 1e-5, or RMSProp with the paper's decay of 0.99 and no momentum."""
-    rate = scheduled_learning_rate(training, 0.0)
+def make_optimiser(net: ActorCritic, config: ImpalaConfig, training: TrainingConfig) -> Optimiser:
+    """Adam with eps 1e-5, or RMSProp as in the paper."""
+    rate = training.learning_rate
     if config.optimiser == "adam":
-        return torch.optim.Adam(net.parameters(), lr=rate, eps=1e-5, fused=True)
-    return torch.optim.RMSprop(net.parameters(), lr=rate, alpha=0.99, eps=config.rmsprop_eps)
+        return Adam(net.parameters(), learning_rate=rate, eps=1e-5)
+    return RMSProp(net.parameters(), learning_rate=rate, eps=config.rmsprop_eps)

@@ -24,6 +24,7 @@ from rl_bench.agents.optimisation import (
     require_finite,
     scheduled_learning_rate,
 )
+from rl_bench.agents.optimisers import Optimiser
 from rl_bench.agents.reward_scaling import RewardScaler
 from rl_bench.config import TrainingConfig
 from rl_bench.nets import ActorCritic
@@ -38,7 +39,7 @@ class Learner:
     def __init__(
         self,
         objective: Objective,
-        optimiser: torch.optim.Optimizer,
+        optimiser: Optimiser,
         config: TrainingConfig,
         *,
         max_grad_norm: float,
@@ -70,8 +71,7 @@ class Learner:
 
     def update(self, trajectory: Trajectory, *, progress: float) -> dict[str, float | None]:
         learning_rate = scheduled_learning_rate(self.config, progress)
-        for group in self.optimiser.param_groups:
-            group["lr"] = learning_rate
+        self.optimiser.learning_rate = learning_rate
         self.updates += 1
         rewards = self.scaler.scale(trajectory) if self.scaler else trajectory.rewards
         prepared = self.prepare(trajectory, rewards)
@@ -90,7 +90,7 @@ class Learner:
         return means | {"train/learning_rate": learning_rate, "train/minibatches": float(count)}
 
     def _step(self, index: torch.Tensor) -> Metrics:
-        self.optimiser.zero_grad(set_to_none=True)
+        self.net.zero_grad(set_to_none=True)
         metrics = self.gradient.of(index)
         loss = torch.tensor(metrics["train/loss"])
         require_finite(loss, what="the loss", update=self.updates)
@@ -113,10 +113,7 @@ class Learner:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.net.load_state_dict(state["net"])
-        settings = [dict(group) for group in self.optimiser.param_groups]
         self.optimiser.load_state_dict(state["optimiser"])
-        for group, now in zip(self.optimiser.param_groups, settings, strict=True):
-            group.update({key: value for key, value in now.items() if key != "params"})
         self.generator.set_state(state["generator"])
         self.updates = state["updates"]
         if self.scaler:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from rl_bench.agents.optimisers import Optimiser
 from rl_bench.config import TrainingConfig
 from rl_bench.errors import TrainingError
 
@@ -15,13 +16,12 @@ def scheduled_learning_rate(config: TrainingConfig, progress: float) -> float:
     return config.learning_rate
 
 
-def clip_and_step(*, optimiser: torch.optim.Optimizer, max_grad_norm: float, update: int) -> float:
+def clip_and_step(*, optimiser: Optimiser, max_grad_norm: float, update: int) -> float:
     """Clip the gradient by its global norm, then step; returns the norm before clipping.
 
     Raises: TrainingError when the gradient is not finite, before the weights change.
     """
-    parameters = [p for group in optimiser.param_groups for p in group["params"]]
-    norm = torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm, foreach=True)
+    norm = torch.nn.utils.clip_grad_norm_(optimiser.parameters, max_grad_norm, foreach=True)
     require_finite(norm, what="the gradient", update=update)
     optimiser.step()
     return norm.item()

@@ -9,7 +9,7 @@ import torch
 
 from rl_bench.agents.gradient import PIECE_ROWS, WHOLE, Gradient, Metrics, Prepared
 from rl_bench.agents.learner import Learner
-from rl_bench.agents.optimisation import scheduled_learning_rate
+from rl_bench.agents.optimisers import Adam
 from rl_bench.config import TrainingConfig
 from rl_bench.nets import ActorCritic
 from rl_bench.ops.losses import approximate_kl, clipped_surrogate, explained_variance, value_loss
@@ -120,13 +120,9 @@ class PPO(Learner):
         seed: int,
         gradient: Gradient | None = None,
     ) -> None:
-        # `fused` does the whole step in one kernel instead of a dozen per parameter.
-        optimiser = torch.optim.Adam(
-            net.parameters(), lr=scheduled_learning_rate(config, 0.0), eps=1e-5, fused=True
-        )
         super().__init__(
             ClippedObjective(net, config),
-            optimiser,
+            Adam(net.parameters(), learning_rate=config.learning_rate, eps=1e-5),
             config,
             max_grad_norm=config.max_grad_norm,
             seed=seed,

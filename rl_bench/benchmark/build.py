@@ -22,7 +22,7 @@ from rl_bench.envs import (
     check_env,
     is_procgen,
     make_vector_env,
-    modules_to_share,
+    modules_to_begin_with,
 )
 from rl_bench.native import library
 from rl_bench.nets import ActorCritic
@@ -101,7 +101,7 @@ def _in_worker_processes(
     limits = TimeLimits(
         start=config.parallel.start_limit_seconds, silence=config.parallel.silence_limit_seconds
     )
-    fork_server.launch(modules_to_share(config.env.name))
+    fork_server.launch(modules_to_begin_with(config.env.name))
     pool = WorkerPool(
         [factory(index, 0) for index in range(plan.num_workers)],
         description=describe(config.env),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 import time
 from collections.abc import Sequence
@@ -151,6 +152,18 @@ def train(algorithm: str, rollouts: str, stop: str, argv: Sequence[str] | None =
     return run_command(lambda guard, rest: _train(mode, guard, rest, started), argv)
 
 
+def begin_to_load(mode: Mode, env: str) -> None:
+    """What takes seconds beside our own imports, in this process or in the workers' fork server."""
+    from rl_bench.envs import modules_to_begin_with
+
+    modules = modules_to_begin_with(env)
+    if mode.rollouts == "parallel":
+        fork_server.launch(modules)
+        return
+    for name in modules:
+        importlib.import_module(name)
+
+
 def _train(mode: Mode, guard: SignalGuard, argv: list[str], started: float) -> int:
     parser = training_parser(mode)
     arguments, settings = parse_settings(parser, mode, argv)
@@ -161,11 +174,8 @@ def _train(mode: Mode, guard: SignalGuard, argv: list[str], started: float) -> i
         stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
         directory = f"benchmarks/{mode.stem}_{stamp}"
         settings = Layer(settings.source, {**settings.values, "logging.output_dir": directory})
-    if mode.rollouts == "parallel" and not arguments.resume:  # whose checkpoint knows the rest
-        from rl_bench.envs import modules_to_share
-
-        # It imports torch while we do.
-        fork_server.launch(modules_to_share(build_config(settings).env.name))
+    if not arguments.resume:  # whose checkpoint knows the rest
+        begin_to_load(mode, build_config(settings).env.name)
     from rl_bench.benchmark import run  # torch and all that, after the cheap checks
 
     command = f"python {Path(sys.argv[0]).name} --config <this file> --output-dir <directory>"

@@ -15,7 +15,7 @@ __all__ = [
     "check_env",
     "is_procgen",
     "make_vector_env",
-    "modules_to_share",
+    "modules_to_begin_with",
 ]
 
 
@@ -30,8 +30,8 @@ def canonical_name(name: str) -> str:
     return f"procgen-{game}-v0" if game else name
 
 
-def modules_to_share(name: str) -> list[str]:
-    """Modules that hold much memory for this environment: import them before forking."""
+def modules_to_begin_with(name: str) -> list[str]:
+    """Modules that load much for this environment: import them early, and before forking."""
     return ["rl_bench.envs.procgen_assets"] if is_procgen(name) else []
 
 

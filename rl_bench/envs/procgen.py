@@ -6,6 +6,7 @@ restarts episodes inside and hides its time limit, so every end counts as termin
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 from collections.abc import Sequence
 
@@ -71,6 +72,12 @@ def check(config: EnvConfig) -> None:
         )
 
 
+# Procgen imports gym, which prints a notice on import; gym is not used for anything here.
+with contextlib.suppress(ImportError):
+    import gym_notices.notices
+
+    gym_notices.notices.notices.clear()
+
 FRAMES = gymnasium.spaces.Box(0, 255, (64, 64, 3), np.uint8)
 ACTIONS = gymnasium.spaces.Discrete(NUM_ACTIONS)
 
@@ -87,7 +94,6 @@ class ProcgenVectorEnv:
 
     def __init__(self, config: EnvConfig, num_envs: int, *, seed: int, num_threads: int) -> None:
         check(config)
-        _silence_gym_notice()
         try:
             from procgen import ProcgenGym3Env
         except ImportError as error:
@@ -127,12 +133,3 @@ class ProcgenVectorEnv:
         if self._env is not None:
             self._env.close()
             self._env = None
-
-
-def _silence_gym_notice() -> None:
-    """Procgen imports gym, which prints a notice on import; gym is not used for anything here."""
-    try:
-        import gym_notices.notices
-    except ImportError:
-        return
-    gym_notices.notices.notices.clear()

@@ -25,7 +25,7 @@ from rl_bench.errors import CheckpointError
 
 logger = logging.getLogger(__name__)
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 
 
 class DamagedCheckpoint(CheckpointError):

@@ -18,6 +18,7 @@ ALLOWED = {
     "streams": set(),
     "rows": set(),
     "fork_server": {"errors"},
+    "settled": set(),
     "interrupts": {"streams"},
     "system": set(),
     "monitor": {"system"},
