@@ -3,23 +3,27 @@
 
 #include "vectors.h"
 
-// C[ROWS × N·W] = or += A[·, K] B[K, ·]. A(i, k) is a[i * a_row + k * a_step], which also reads a
-// transposed A; B and C are row-major.
-template <int M, int N>
-INLINE void tile(const float* a, int a_row, int a_step, const float* b, int b_row, float* c,
-                 int c_row, int depth, bool add) {
+// How the left matrix lies in memory: row by row, or column by column. What is known when this is
+// compiled needs no register, of which the inner loop has none to spare.
+enum class Order { ROWS_FIRST, COLUMNS_FIRST };
+
+// C[M × N·W] = or += A[M, depth] B[depth, N·W]. `a_stride` lies between rows of A, or between columns;
+// B and C lie row by row.
+template <Order ORDER, int M, int N, bool ADD>
+INLINE void tile(const float* a, ptrdiff_t a_stride, const float* b, ptrdiff_t b_row, float* c,
+                 ptrdiff_t c_row, ptrdiff_t depth) {
     Vec sums[M][N];
 #pragma GCC unroll 16
     for (int i = 0; i < M; ++i)
 #pragma GCC unroll 2
-        for (int j = 0; j < N; ++j) sums[i][j] = add ? load(c + i * c_row + j * W) : Vec{};
-    for (int k = 0; k < depth; ++k) {
+        for (int j = 0; j < N; ++j) sums[i][j] = ADD ? load(c + i * c_row + j * W) : Vec{};
+    for (ptrdiff_t k = 0; k < depth; ++k) {
         Vec row[N];
 #pragma GCC unroll 2
-        for (int j = 0; j < N; ++j) row[j] = load(b + (size_t)k * b_row + j * W);
+        for (int j = 0; j < N; ++j) row[j] = load(b + k * b_row + j * W);
 #pragma GCC unroll 16
         for (int i = 0; i < M; ++i) {
-            Vec factor = all(a[i * a_row + k * a_step]);
+            Vec factor = all(ORDER == Order::ROWS_FIRST ? a[i * a_stride + k] : a[k * a_stride + i]);
 #pragma GCC unroll 2
             for (int j = 0; j < N; ++j) sums[i][j] += factor * row[j];
         }
@@ -30,33 +34,34 @@ INLINE void tile(const float* a, int a_row, int a_step, const float* b, int b_ro
         for (int j = 0; j < N; ++j) store(c + i * c_row + j * W, sums[i][j]);
 }
 
-template <int N, int M = ROWS>
-INLINE void rows_of_tile(int rows, const float* a, int a_row, int a_step, const float* b, int b_row,
-                         float* c, int c_row, int depth, bool add) {
+template <Order ORDER, int N, bool ADD, int M = ROWS>
+INLINE void tile_of(int rows, const float* a, ptrdiff_t a_stride, const float* b, ptrdiff_t b_row,
+                    float* c, ptrdiff_t c_row, ptrdiff_t depth) {
     if constexpr (M > 0) {
         if (rows == M)
-            tile<M, N>(a, a_row, a_step, b, b_row, c, c_row, depth, add);
+            tile<ORDER, M, N, ADD>(a, a_stride, b, b_row, c, c_row, depth);
         else
-            rows_of_tile<N, M - 1>(rows, a, a_row, a_step, b, b_row, c, c_row, depth, add);
+            tile_of<ORDER, N, ADD, M - 1>(rows, a, a_stride, b, b_row, c, c_row, depth);
     }
 }
 
-template <int N>
-static void columns(int rows, const float* a, int a_row, int a_step, const float* b, int b_row,
-                    float* c, int c_row, int depth, bool add) {
+template <Order ORDER, int N, bool ADD>
+static void columns(int rows, const float* a, ptrdiff_t a_stride, const float* b, ptrdiff_t b_row,
+                    float* c, ptrdiff_t c_row, ptrdiff_t depth) {
     const int tiles = ceil_div(rows, ROWS);  // of nearly equal heights
     for (int t = 0; t < tiles; ++t) {
-        const int start = rows * t / tiles, stop = rows * (t + 1) / tiles;
-        rows_of_tile<N>(stop - start, a + start * a_row, a_row, a_step, b, b_row,
-                        c + (size_t)start * c_row, c_row, depth, add);
+        const ptrdiff_t start = rows * t / tiles, stop = rows * (t + 1) / tiles;
+        tile_of<ORDER, N, ADD>(stop - start, a + start * (ORDER == Order::ROWS_FIRST ? a_stride : 1),
+                               a_stride, b, b_row, c + start * c_row, c_row, depth);
     }
 }
 
 // C[rows, width] = or += A[rows, depth] B[depth, width]; `width` is a multiple of W.
-static void matmul(int rows, int width, int depth, const float* a, int a_row, int a_step,
-                   const float* b, float* c, bool add) {
+template <Order ORDER, bool ADD>
+static void matmul(int rows, int width, int depth, const float* a, int a_stride, const float* b,
+                   float* c) {
     int j = 0;
     for (; j + 2 * W <= width; j += 2 * W)
-        columns<2>(rows, a, a_row, a_step, b + j, width, c + j, width, depth, add);
-    if (j < width) columns<1>(rows, a, a_row, a_step, b + j, width, c + j, width, depth, add);
+        columns<ORDER, 2, ADD>(rows, a, a_stride, b + j, width, c + j, width, depth);
+    if (j < width) columns<ORDER, 1, ADD>(rows, a, a_stride, b + j, width, c + j, width, depth);
 }

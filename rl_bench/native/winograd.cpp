@@ -80,9 +80,9 @@ void forward(const Plan& p, const void* images, const float* u, const float* bia
         float* y = products.of(p.outputs());
         const int rows = (stop - start) * (std::min(tile + p.chunk, p.tiles) - tile);
         for (int k = 0; k < 16; ++k)
-            matmul(rows, p.out_channels, p.depth, v + (size_t)k * rows * p.lanes, p.lanes, 1,
-                   u + (size_t)k * p.depth * p.out_channels,
-                   y + (size_t)k * rows * p.out_channels, false);
+            matmul<Order::ROWS_FIRST, false>(
+                rows, p.out_channels, p.depth, v + (size_t)k * rows * p.lanes, p.lanes,
+                u + (size_t)k * p.depth * p.out_channels, y + (size_t)k * rows * p.out_channels);
         for_images(p, start, stop, tile, [&](int n, const Part& part) {
             transform_outputs<M>(p, part, y, bias, relu, out + n * p.out_image());
         });
@@ -107,15 +107,16 @@ void backward(const Plan& p, const float* gradient, const float* activated, cons
                                    dy, dbias + thread * width);
         });
         for (int k = 0; k < 16; ++k)
-            matmul(width, p.lanes, rows, dy + (size_t)k * rows * width, 1, width,
-                   v + (size_t)k * rows * p.lanes,
-                   du_transposed + thread * p.weights() + (size_t)k * width * p.lanes, true);
+            matmul<Order::COLUMNS_FIRST, true>(
+                width, p.lanes, rows, dy + (size_t)k * rows * width, width,
+                v + (size_t)k * rows * p.lanes,
+                du_transposed + thread * p.weights() + (size_t)k * width * p.lanes);
         if (!dimages) return;
         float* dv = inputs.of(p.inputs());  // V is not needed any more
         for (int k = 0; k < 16; ++k)
-            matmul(rows, p.depth, width, dy + (size_t)k * rows * width, width, 1,
-                   u_transposed + (size_t)k * width * p.depth,
-                   dv + (size_t)k * rows * p.depth, false);
+            matmul<Order::ROWS_FIRST, false>(
+                rows, p.depth, width, dy + (size_t)k * rows * width, width,
+                u_transposed + (size_t)k * width * p.depth, dv + (size_t)k * rows * p.depth);
         for_images(p, start, stop, tile, [&](int n, const Part& part) {
             float* image = dimages + n * p.image();
             float* grid = p.direct ? image : gradient_grids.of(p.grid());
