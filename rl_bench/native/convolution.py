@@ -1,8 +1,8 @@
 """Convolutions in float32 by Winograd's minimal filtering, with bias and ReLU in the same pass.
 
-They need 2.25 times fewer products than the definition; the work is done in `winograd.cpp`.
+They need 4 or 2.25 times fewer products than the definition; the work is done in `winograd.cpp`.
 
-Source: Lavin and Gray 2016 (arXiv 1509.09308), F(2 × 2, 3 × 3), and F(3 × 3, 2 × 2) for strided
+Source: Lavin and Gray 2016 (arXiv 1509.09308), F(4 × 4, 3 × 3), and F(3 × 3, 2 × 2) for strided
 layers, after taking `stride` × `stride` pixels for one cell.
 """
 
@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 
 from rl_bench.native import library
 
-KERNELS = (2, 3)  # sizes in cells
+POINTS = {2: 16, 3: 36}  # products for a tile, by the kernel's size in cells
 LANES = 16  # channels are handled by the vector; the widest has 16 floats
 
 
@@ -37,7 +37,7 @@ def fits(
     *, channels: int, out_channels: int, kernel: int, stride: int, padding: int, first: bool
 ) -> bool:
     """Whether there is such a layer here; the `first` one needs no gradient of its input."""
-    cells = kernel / stride in KERNELS and (stride == 1 or padding == 0)
+    cells = kernel / stride in POINTS and (stride == 1 or padding == 0)
     return cells and out_channels % LANES == 0 and (first or channels % LANES == 0)
 
 
@@ -86,7 +86,7 @@ class Convolution(torch.autograd.Function):
 class Packed:
     """A kernel in the form that products need it in.
 
-    Shapes: u [16, stride² · C, O], u_transposed [16, O, stride² · C].
+    Shapes: u [points, stride² · C, O], u_transposed [points, O, stride² · C].
     """
 
     geometry: Geometry
@@ -118,8 +118,9 @@ class Packed:
             bytes=images.dtype == torch.uint8,
         )
         weight = weight.detach().contiguous(memory_format=torch.channels_last)
-        u = weight.new_empty(16, stride**2 * channels, out_channels)
-        u_transposed = weight.new_empty(16, out_channels, stride**2 * channels)
+        points = POINTS[geometry.kernel]
+        u = weight.new_empty(points, stride**2 * channels, out_channels)
+        u_transposed = weight.new_empty(points, out_channels, stride**2 * channels)
         library.call("winograd_kernel", geometry, weight, u, u_transposed)
         return cls(geometry, u, u_transposed)
 

@@ -3,7 +3,7 @@
 
 #include <algorithm>
 
-#include "vectors.h"
+#include "transforms.h"
 
 struct Geometry {
     int32_t images, height, width, channels;  // of the input [images, height, width, channels]
@@ -15,8 +15,13 @@ struct Geometry {
 
 namespace {
 
+// Floats from one point's matrix [rows, width] to the next one's. Those of a tile are written together, and
+// would crowd into the same few places of a cache, if they lay a power of two apart.
+INLINE size_t plane_of(int rows, int width) { return (size_t)rows * width + 16; }
+
 // What follows from the geometry. Cells are the pixels of the convolution of stride 1.
 struct Plan : Geometry {
+    int points;                           // products per tile and pair of channels
     int made, down, across, tiles;        // outputs per tile and side; tiles per image
     int depth, lanes;                     // a cell's channels, and those in whole vectors
     int grid_height, grid_width;          // cells under the tiles
@@ -25,7 +30,8 @@ struct Plan : Geometry {
     bool bordered;                        // whether pixels leave a part of the grid free
 
     explicit Plan(const Geometry& given) : Geometry(given) {
-        made = 5 - kernel;
+        const int side = kernel == 2 ? Minimal<2>::T : Minimal<3>::T;
+        points = side * side, made = side + 1 - kernel;
         down = ceil_div(out_height, made), across = ceil_div(out_width, made);
         tiles = down * across;
         depth = step * step * channels, lanes = ceil_div(depth, W) * W;
@@ -41,9 +47,9 @@ struct Plan : Geometry {
     size_t image() const { return (size_t)height * width * channels; }
     size_t grid() const { return (size_t)grid_height * grid_width * lanes; }
     size_t out_image() const { return (size_t)out_height * out_width * out_channels; }
-    size_t inputs() const { return (size_t)16 * block * chunk * lanes; }
-    size_t outputs() const { return (size_t)16 * block * chunk * out_channels; }
-    size_t weights() const { return (size_t)16 * lanes * out_channels; }
+    size_t inputs() const { return points * plane_of(block * chunk, lanes); }
+    size_t outputs() const { return points * plane_of(block * chunk, out_channels); }
+    size_t weights() const { return (size_t)points * lanes * out_channels; }
 };
 
 }  // namespace

@@ -2,7 +2,6 @@
 #pragma once
 
 #include "geometry.h"
-#include "transforms.h"
 
 namespace {
 
@@ -66,43 +65,47 @@ void scatter(const Plan& p, float* grid, float* image) {
     }
 }
 
-// Some tiles of an image, and where they lie in matrices of [16, rows, …].
+// Some tiles of an image, and where they lie in matrices of [points, rows, …].
 struct Part {
     int start, stop, rows, first;
 };
 
-// The tiles of one image's cells, transformed, into V [16, rows, lanes].
+// The tiles of one image's cells, transformed, into V [points, rows, lanes].
+template <int R>
 void transform_inputs(const Plan& p, const Part& part, const float* grid, float* v) {
-    const size_t plane = (size_t)part.rows * p.lanes, below = (size_t)p.grid_width * p.lanes;
+    constexpr int T = Minimal<R>::T, M = Minimal<R>::M;
+    const size_t plane = plane_of(part.rows, p.lanes), below = (size_t)p.grid_width * p.lanes;
     for (int t = part.start; t < part.stop; ++t) {
-        const int y = t / p.across * p.made, x = t % p.across * p.made;
+        const int y = t / p.across * M, x = t % p.across * M;
         const float* from = grid + y * below + (size_t)x * p.lanes;
         float* to = v + (size_t)(part.first + t - part.start) * p.lanes;
         for (int c = 0; c < p.lanes; c += W) {
-            Vec d[4][4];
-            for (int i = 0; i < 4; ++i)
-                for (int j = 0; j < 4; ++j) d[i][j] = load(from + i * below + j * p.lanes + c);
-            both_ways<into_inputs>(d);
-            for (int i = 0; i < 4; ++i)
-                for (int j = 0; j < 4; ++j) store(to + (4 * i + j) * plane + c, d[i][j]);
+            Vec d[T][T];
+            for (int i = 0; i < T; ++i)
+                for (int j = 0; j < T; ++j) d[i][j] = load(from + i * below + j * p.lanes + c);
+            both_ways<Minimal<R>::into_inputs>(d);
+            for (int i = 0; i < T; ++i)
+                for (int j = 0; j < T; ++j) store(to + (T * i + j) * plane + c, d[i][j]);
         }
     }
 }
 
 // The transpose: adds what the tiles say about each cell.
+template <int R>
 void untransform_inputs(const Plan& p, const Part& part, const float* v, float* grid) {
-    const size_t plane = (size_t)part.rows * p.lanes, below = (size_t)p.grid_width * p.lanes;
+    constexpr int T = Minimal<R>::T, M = Minimal<R>::M;
+    const size_t plane = plane_of(part.rows, p.lanes), below = (size_t)p.grid_width * p.lanes;
     for (int t = part.start; t < part.stop; ++t) {
-        const int y = t / p.across * p.made, x = t % p.across * p.made;
+        const int y = t / p.across * M, x = t % p.across * M;
         float* to = grid + y * below + (size_t)x * p.lanes;
         const float* from = v + (size_t)(part.first + t - part.start) * p.lanes;
         for (int c = 0; c < p.lanes; c += W) {
-            Vec d[4][4];
-            for (int i = 0; i < 4; ++i)
-                for (int j = 0; j < 4; ++j) d[i][j] = load(from + (4 * i + j) * plane + c);
-            both_ways<from_inputs>(d);
-            for (int i = 0; i < 4; ++i)
-                for (int j = 0; j < 4; ++j) {
+            Vec d[T][T];
+            for (int i = 0; i < T; ++i)
+                for (int j = 0; j < T; ++j) d[i][j] = load(from + (T * i + j) * plane + c);
+            both_ways<Minimal<R>::from_inputs>(d);
+            for (int i = 0; i < T; ++i)
+                for (int j = 0; j < T; ++j) {
                     float* cell = to + i * below + j * p.lanes + c;
                     store(cell, load(cell) + d[i][j]);
                 }
@@ -112,8 +115,9 @@ void untransform_inputs(const Plan& p, const Part& part, const float* v, float* 
 
 // Fetches the outputs of a tile before they are wanted: its pixels lie apart, in which the CPU's own
 // prefetching sees no pattern.
-template <int M, bool WRITE>
+template <int R, bool WRITE>
 INLINE void prefetch_outputs(const Plan& p, int t, const float* image) {
+    constexpr int M = Minimal<R>::M;
     if (t >= p.tiles) return;
     const int y = t / p.across * M, x = t % p.across * M;
     const int high = std::min(M, p.out_height - y), wide = std::min(M, p.out_width - x);
@@ -123,23 +127,24 @@ INLINE void prefetch_outputs(const Plan& p, int t, const float* image) {
     }
 }
 
-// Products [16, rows, O] → outputs of one image, with bias and ReLU.
-template <int M>
+// Products [points, rows, O] → outputs of one image, with bias and ReLU.
+template <int R>
 void transform_outputs(const Plan& p, const Part& part, const float* products, const float* bias,
                        bool relu, float* image) {
+    constexpr int T = Minimal<R>::T, M = Minimal<R>::M;
     const int width = p.out_channels;
-    const size_t plane = (size_t)part.rows * width;
+    const size_t plane = plane_of(part.rows, width);
     for (int t = part.start; t < part.stop; ++t) {
         const int y = t / p.across * M, x = t % p.across * M;
         const int high = std::min(M, p.out_height - y), wide = std::min(M, p.out_width - x);
         const float* from = products + (size_t)(part.first + t - part.start) * width;
-        prefetch_outputs<M, true>(p, t + 2, image);
+        prefetch_outputs<R, true>(p, t + 2, image);
         float* to = image + ((size_t)y * p.out_width + x) * width;
         for (int o = 0; o < width; o += W) {
-            Vec d[4][4];
-            for (int i = 0; i < 4; ++i)
-                for (int j = 0; j < 4; ++j) d[i][j] = load(from + (4 * i + j) * plane + o);
-            both_ways<from_outputs<M>>(d);
+            Vec d[T][T];
+            for (int i = 0; i < T; ++i)
+                for (int j = 0; j < T; ++j) d[i][j] = load(from + (T * i + j) * plane + o);
+            both_ways<Minimal<R>::from_outputs>(d);
             const Vec shift = load(bias + o);
             for (int i = 0; i < M; ++i)
                 for (int j = 0; j < M; ++j) {
@@ -154,20 +159,21 @@ void transform_outputs(const Plan& p, const Part& part, const float* products, c
 
 // The gradient of one image's outputs → that of its products; adds up the bias's. `activated` holds
 // the outputs where a ReLU came behind, else it is null.
-template <int M>
+template <int R>
 void untransform_outputs(const Plan& p, const Part& part, const float* gradient,
                          const float* activated, float* products, float* bias) {
+    constexpr int T = Minimal<R>::T, M = Minimal<R>::M;
     const int width = p.out_channels;
-    const size_t plane = (size_t)part.rows * width;
+    const size_t plane = plane_of(part.rows, width);
     for (int t = part.start; t < part.stop; ++t) {
         const int y = t / p.across * M, x = t % p.across * M;
         const int high = std::min(M, p.out_height - y), wide = std::min(M, p.out_width - x);
         const size_t place = ((size_t)y * p.out_width + x) * width;
-        prefetch_outputs<M, false>(p, t + 2, gradient);
-        if (activated) prefetch_outputs<M, false>(p, t + 2, activated);
+        prefetch_outputs<R, false>(p, t + 2, gradient);
+        if (activated) prefetch_outputs<R, false>(p, t + 2, activated);
         float* to = products + (size_t)(part.first + t - part.start) * width;
         for (int o = 0; o < width; o += W) {
-            Vec d[4][4] = {}, sum = load(bias + o);
+            Vec d[T][T] = {}, sum = load(bias + o);
             for (int i = 0; i < M; ++i)
                 for (int j = 0; j < M; ++j) {
                     if (i >= high || j >= wide) continue;
@@ -177,9 +183,9 @@ void untransform_outputs(const Plan& p, const Part& part, const float* gradient,
                     sum += d[i][j];
                 }
             store(bias + o, sum);
-            both_ways<into_outputs<M>>(d);
-            for (int i = 0; i < 4; ++i)
-                for (int j = 0; j < 4; ++j) store(to + (4 * i + j) * plane + o, d[i][j]);
+            both_ways<Minimal<R>::into_outputs>(d);
+            for (int i = 0; i < T; ++i)
+                for (int j = 0; j < T; ++j) store(to + (T * i + j) * plane + o, d[i][j]);
         }
     }
 }

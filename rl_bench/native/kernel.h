@@ -2,7 +2,6 @@
 #pragma once
 
 #include "geometry.h"
-#include "transforms.h"
 
 namespace {
 
@@ -33,34 +32,36 @@ INLINE Vec loaded(const float* from, Vec) { return load(from); }
 INLINE void stored(float* to, float value) { *to = value; }
 INLINE void stored(float* to, Vec value) { store(to, value); }
 
-// Kernel → U with its last two axes exchanged, [16, O, depth].
+// Kernel → U with its last two axes exchanged, [points, O, depth].
 template <int R>
 void transform_kernel(const Plan& p, const float* kernel, float scale, float* u_transposed) {
+    constexpr int T = Minimal<R>::T;
     const size_t plane = (size_t)p.out_channels * p.depth;
     auto some = [&](auto kind, size_t tap, size_t place) {
-        decltype(kind) x[4][4] = {};
+        decltype(kind) x[T][T] = {};
         for (int i = 0; i < R; ++i)
             for (int j = 0; j < R; ++j)
                 x[i][j] = scale * loaded(kernel + tap + tap_at(p, i, j), kind);
-        both_ways<into_kernel<R, decltype(kind)>>(x);
-        for (int i = 0; i < 4; ++i)
-            for (int j = 0; j < 4; ++j) stored(u_transposed + (4 * i + j) * plane + place, x[i][j]);
+        both_ways<Minimal<R>::template into_kernel<decltype(kind)>>(x);
+        for (int i = 0; i < T; ++i)
+            for (int j = 0; j < T; ++j) stored(u_transposed + (T * i + j) * plane + place, x[i][j]);
     };
     along_kernel(
         p, p.depth, [&](size_t tap, size_t place) { some(Vec{}, tap, place); },
         [&](size_t tap, size_t place) { some(0.0f, tap, place); });
 }
 
-// The transpose: gradient of U, as [16, O, lanes] → gradient of the kernel.
+// The transpose: gradient of U, as [points, O, lanes] → gradient of the kernel.
 template <int R>
 void untransform_kernel(const Plan& p, const float* du_transposed, float scale, float* dkernel) {
+    constexpr int T = Minimal<R>::T;
     const size_t plane = (size_t)p.out_channels * p.lanes;
     auto some = [&](auto kind, size_t tap, size_t place) {
-        decltype(kind) x[4][4];
-        for (int i = 0; i < 4; ++i)
-            for (int j = 0; j < 4; ++j)
-                x[i][j] = loaded(du_transposed + (4 * i + j) * plane + place, kind);
-        both_ways<from_kernel<R, decltype(kind)>>(x);
+        decltype(kind) x[T][T];
+        for (int i = 0; i < T; ++i)
+            for (int j = 0; j < T; ++j)
+                x[i][j] = loaded(du_transposed + (T * i + j) * plane + place, kind);
+        both_ways<Minimal<R>::template from_kernel<decltype(kind)>>(x);
         for (int i = 0; i < R; ++i)
             for (int j = 0; j < R; ++j)
                 stored(dkernel + tap + tap_at(p, i, j), scale * x[i][j]);
@@ -70,10 +71,10 @@ void untransform_kernel(const Plan& p, const float* du_transposed, float scale, 
         [&](size_t tap, size_t place) { some(0.0f, tap, place); });
 }
 
-// [16, rows, columns] → [16, columns, rows].
-void exchange(const float* from, int rows, int columns, float* to) {
+// [points, rows, columns] → [points, columns, rows].
+void exchange(int points, const float* from, int rows, int columns, float* to) {
     constexpr int TILE = 16;
-    for (int k = 0; k < 16; ++k, from += rows * columns, to += rows * columns)
+    for (int k = 0; k < points; ++k, from += rows * columns, to += rows * columns)
         for (int i = 0; i < rows; i += TILE)
             for (int j = 0; j < columns; j += TILE)
                 for (int a = i; a < std::min(i + TILE, rows); ++a)

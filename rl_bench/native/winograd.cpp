@@ -1,13 +1,14 @@
-// Convolutions of channels-last images in float32, by Winograd's minimal filtering in 4 × 4 tiles.
+// Convolutions of channels-last images in float32, by Winograd's minimal filtering.
 //
-// A kernel of r × r gives m × m outputs of each 4 × 4 inputs, m = 5 - r, with 16 products per pair of
-// channels instead of m² r²: 2.25 times fewer for r = 2 and 3 alike. A strided convolution becomes one of
-// stride 1 by taking `step` × `step` pixels for one cell with step² times the channels. The points are
-// 0, 1, -1 and infinity, so that transforms are additions. Source: Lavin and Gray 2016, "Fast algorithms
-// for convolutional neural networks" (arXiv 1509.09308); the gradients are the transposed transforms.
+// A kernel of 3 × 3 gives 4 × 4 outputs of each 6 × 6 inputs with 36 products per pair of channels instead
+// of 144, one of 2 × 2 gives 3 × 3 outputs of each 4 × 4 inputs with 16 instead of 36. A strided convolution
+// becomes one of stride 1 by taking `step` × `step` pixels for one cell with step² times the channels.
+// Source: Lavin and Gray 2016, "Fast algorithms for convolutional neural networks" (arXiv 1509.09308);
+// the gradients are the transposed transforms.
 //
 // Works on as many tiles at a time as fit in the cache of a core, of several images or of a part of one.
-// U [16, cells' channels, O] is the transformed kernel, which lies in memory as O, rows, columns, channels.
+// U [points, cells' channels, O] is the transformed kernel, which lies in memory as O, rows, columns,
+// channels; points are the products of a tile.
 
 #include "images.h"
 #include "kernel.h"
@@ -41,13 +42,14 @@ const float* cells_of(const Plan& p, const void* images, int n) {
 }
 
 // V of a chunk of the images from `start` to `stop`, in the thread's own memory.
+template <int R>
 float* inputs_of(const Plan& p, const void* images, int start, int stop, int tile) {
     float* v = inputs.of(p.inputs());
     for_images(p, start, stop, tile, [&](int n, const Part& part) {
         // Chunks of one image share its copy; a block of several has one chunk of each.
         const bool kept = tile > 0 && !p.direct;
         const float* cells = kept ? grids.of(p.grid()) : cells_of(p, images, n);
-        transform_inputs(p, part, cells, v);
+        transform_inputs<R>(p, part, cells, v);
     });
     return v;
 }
@@ -72,24 +74,24 @@ void for_blocks(const Plan& p, Begin begin, Block block) {
     for (int thread = 0; thread < p.threads; ++thread) share(thread);
 }
 
-template <int M>
+template <int R>
 void forward(const Plan& p, const void* images, const float* u, const float* bias, bool relu,
              float* out) {
     for_blocks(p, [](int) {}, [&](int start, int stop, int tile, int) {
-        const float* v = inputs_of(p, images, start, stop, tile);
+        const float* v = inputs_of<R>(p, images, start, stop, tile);
         float* y = products.of(p.outputs());
         const int rows = (stop - start) * (std::min(tile + p.chunk, p.tiles) - tile);
-        for (int k = 0; k < 16; ++k)
+        for (int k = 0; k < p.points; ++k)
             matmul<Order::ROWS_FIRST, false>(
-                rows, p.out_channels, p.depth, v + (size_t)k * rows * p.lanes, p.lanes,
-                u + (size_t)k * p.depth * p.out_channels, y + (size_t)k * rows * p.out_channels);
+                rows, p.out_channels, p.depth, v + k * plane_of(rows, p.lanes), p.lanes,
+                u + (size_t)k * p.depth * p.out_channels, y + k * plane_of(rows, p.out_channels));
         for_images(p, start, stop, tile, [&](int n, const Part& part) {
-            transform_outputs<M>(p, part, y, bias, relu, out + n * p.out_image());
+            transform_outputs<R>(p, part, y, bias, relu, out + n * p.out_image());
         });
     });
 }
 
-template <int M>
+template <int R>
 void backward(const Plan& p, const float* gradient, const float* activated, const void* images,
               const float* u_transposed, float* du_transposed, float* dbias, float* dimages) {
     const auto begin = [&](int thread) {
@@ -99,29 +101,29 @@ void backward(const Plan& p, const float* gradient, const float* activated, cons
     for_blocks(p, begin, [&](int start, int stop, int tile, int thread) {
         const int width = p.out_channels;
         const int rows = (stop - start) * (std::min(tile + p.chunk, p.tiles) - tile);
-        const float* v = inputs_of(p, images, start, stop, tile);
+        const float* v = inputs_of<R>(p, images, start, stop, tile);
         float* dy = products.of(p.outputs());
         for_images(p, start, stop, tile, [&](int n, const Part& part) {
             const size_t at = n * p.out_image();
-            untransform_outputs<M>(p, part, gradient + at, activated ? activated + at : nullptr,
+            untransform_outputs<R>(p, part, gradient + at, activated ? activated + at : nullptr,
                                    dy, dbias + thread * width);
         });
-        for (int k = 0; k < 16; ++k)
+        for (int k = 0; k < p.points; ++k)
             matmul<Order::COLUMNS_FIRST, true>(
-                width, p.lanes, rows, dy + (size_t)k * rows * width, width,
-                v + (size_t)k * rows * p.lanes,
+                width, p.lanes, rows, dy + k * plane_of(rows, width), width,
+                v + k * plane_of(rows, p.lanes),
                 du_transposed + thread * p.weights() + (size_t)k * width * p.lanes);
         if (!dimages) return;
         float* dv = inputs.of(p.inputs());  // V is not needed any more
-        for (int k = 0; k < 16; ++k)
+        for (int k = 0; k < p.points; ++k)
             matmul<Order::ROWS_FIRST, false>(
-                rows, p.depth, width, dy + (size_t)k * rows * width, width,
-                u_transposed + (size_t)k * width * p.depth, dv + (size_t)k * rows * p.depth);
+                rows, p.depth, width, dy + k * plane_of(rows, width), width,
+                u_transposed + (size_t)k * width * p.depth, dv + k * plane_of(rows, p.lanes));
         for_images(p, start, stop, tile, [&](int n, const Part& part) {
             float* image = dimages + n * p.image();
             float* grid = p.direct ? image : gradient_grids.of(p.grid());
             if (tile == 0) std::fill(grid, grid + p.grid(), 0.0f);
-            untransform_inputs(p, part, dv, grid);
+            untransform_inputs<R>(p, part, dv, grid);
             if (!p.direct && part.stop == p.tiles) scatter(p, grid, image);
         });
     });
@@ -139,20 +141,20 @@ INLINE float scale_of(const Plan& p) { return p.bytes ? 1.0f / 255.0f : 1.0f; }
 
 }  // namespace
 
-// U [16, depth, O] of a kernel, and the same as [16, O, depth], which gradients of images need.
+// U [points, depth, O] of a kernel, and the same as [points, O, depth], which gradients of images need.
 extern "C" void winograd_kernel(const Geometry* geometry, const float* kernel, float* u,
                                 float* u_transposed) {
     const Plan p(*geometry);
     (p.kernel == 2 ? transform_kernel<2> : transform_kernel<3>)(p, kernel, scale_of(p),
                                                                 u_transposed);
-    exchange(u_transposed, p.out_channels, p.depth, u);
+    exchange(p.points, u_transposed, p.out_channels, p.depth, u);
 }
 
 // out [images, out_height, out_width, O] of U and bias [O].
 extern "C" void winograd_forward(const Geometry* geometry, const void* images, const float* u,
                                  const float* bias, int32_t relu, float* out) {
     const Plan p(*geometry);
-    (p.kernel == 2 ? forward<3> : forward<2>)(p, images, u, bias, relu, out);
+    (p.kernel == 2 ? forward<2> : forward<3>)(p, images, u, bias, relu, out);
 }
 
 // Gradients of kernel and bias and, unless null, of the images.
@@ -163,7 +165,7 @@ extern "C" void winograd_backward(const Geometry* geometry, const float* gradien
     const Plan p(*geometry);
     float* du_transposed = weight_gradients.of(p.threads * p.weights());
     float* biases = bias_gradients.of((size_t)p.threads * p.out_channels);
-    (p.kernel == 2 ? backward<3> : backward<2>)(p, gradient, activated, images, u_transposed,
+    (p.kernel == 2 ? backward<2> : backward<3>)(p, gradient, activated, images, u_transposed,
                                                 du_transposed, biases, dimages);
     std::copy(biases, biases + p.out_channels, dbias);
     (p.kernel == 2 ? untransform_kernel<2> : untransform_kernel<3>)(p, du_transposed, scale_of(p),
