@@ -7,6 +7,7 @@ answered too.
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 from collections.abc import Iterator
 from types import FrameType
@@ -35,7 +36,7 @@ class SignalGuard:
         self.graceful = False
         self.raised = False
         self.received: int | None = None
-        self._deferring = False
+        self._deferring = self._importing = False
 
     def install(self) -> None:
         for signum in EXIT_CODES:
@@ -57,12 +58,30 @@ class SignalGuard:
         finally:
             self._deferring = False
 
+    @contextlib.contextmanager
+    def importing(self) -> Iterator[None]:
+        """For seconds of imports, some of them by C++ that aborts where Python raises: torch is such.
+
+        A second signal ends the process on the spot.
+        Raises: Interrupted at the end, if a signal came.
+        """
+        self._importing = True
+        try:
+            with self.deferred():
+                yield
+        finally:
+            self._importing = False
+        if self.received is not None:
+            self.raised = True
+            raise Interrupted(self.received)
+
     def _handle(self, signum: int, frame: FrameType | None) -> None:
-        if self._deferring:
-            self.received = self.received or signum
-            return
         insists = self.requested()
         self.received = self.received or signum
+        if self._deferring:
+            if insists and self._importing:
+                os._exit(self.exit_code)
+            return
         if insists or not self.graceful:
             self.raised = True
             raise Interrupted(self.received)

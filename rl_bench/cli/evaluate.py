@@ -65,7 +65,8 @@ def _evaluate(guard: SignalGuard, argv: list[str]) -> int:
     if not 0 <= arguments.seed < 2**31:
         raise ConfigError(f"--seed: {arguments.seed} is not between 0 and {2**31 - 1}")
     checkpoint = find_checkpoint(arguments.checkpoint, arguments.algorithm)
-    from rl_bench.evaluation import levels, run  # torch and all that, after the cheap checks
+    with guard.importing():  # torch and all that, after the cheap checks
+        from rl_bench.evaluation import levels, run
 
     request = run.Request(
         checkpoint=checkpoint,

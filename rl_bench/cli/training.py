@@ -176,7 +176,8 @@ def _train(mode: Mode, guard: SignalGuard, argv: list[str], started: float) -> i
         settings = Layer(settings.source, {**settings.values, "logging.output_dir": directory})
     if not arguments.resume:  # whose checkpoint knows the rest
         begin_to_load(mode, build_config(settings).env.name)
-    from rl_bench.benchmark import run  # torch and all that, after the cheap checks
+    with guard.importing():  # torch and all that, after the cheap checks
+        from rl_bench.benchmark import run
 
     command = f"python {Path(sys.argv[0]).name} --config <this file> --output-dir <directory>"
     return run.run(

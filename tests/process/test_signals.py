@@ -278,3 +278,27 @@ def test_kill_during_saving_always_leaves_a_loadable_checkpoint(tmp_path):
     assert "damaged" not in done.stderr, "never half a file under the final name"
     assert "not a whole" not in done.stderr
     assert checkpoint.read(CheckpointDirectory(tmp_path, "ppo_sequential").newest()[0])
+
+
+@pytest.mark.parametrize(("signals", "said", "code"), [(1, "imported\nstopped\n", 7), (2, "", 143)])
+def test_a_signal_among_imports_waits_for_their_end_and_a_second_one_does_not(signals, said, code):
+    # Breaks when: the handler raises inside of C++ that imports, which then aborts the process.
+    program = (
+        "import os, signal, sys\n"
+        "from rl_bench.interrupts import Interrupted, SignalGuard\n"
+        "guard = SignalGuard()\n"
+        "guard.install()\n"
+        "try:\n"
+        "    with guard.importing():\n"
+        f"        for _ in range({signals}):\n"
+        "            os.kill(os.getpid(), signal.SIGTERM)\n"
+        "        print('imported', flush=True)\n"
+        "except Interrupted as interrupted:\n"
+        "    assert guard.raised and interrupted.exit_code == 143\n"
+        "    print('stopped', flush=True)\n"
+        "    sys.exit(7)\n"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=30
+    )
+    assert (run.stdout, run.returncode) == (said, code), run.stderr
