@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 
 from rl_bench.native import library
 
-POINTS = {2: 16, 3: 36}  # products for a tile, by the kernel's size in cells
+KERNELS = (2, 3)  # sizes in cells
 LANES = 16  # channels are handled by the vector; the widest has 16 floats
 
 
@@ -37,7 +37,7 @@ def fits(
     *, channels: int, out_channels: int, kernel: int, stride: int, padding: int, first: bool
 ) -> bool:
     """Whether there is such a layer here; the `first` one needs no gradient of its input."""
-    cells = kernel / stride in POINTS and (stride == 1 or padding == 0)
+    cells = kernel / stride in KERNELS and (stride == 1 or padding == 0)
     return cells and out_channels % LANES == 0 and (first or channels % LANES == 0)
 
 
@@ -58,7 +58,7 @@ class Convolution(torch.autograd.Function):
         relu: bool,
     ) -> torch.Tensor:
         images = images.contiguous()
-        packed = Packed.of(images, weight, stride, padding)
+        packed = Packed.of(images, weight, stride, padding, gradient=ctx.needs_input_grad[0])
         out = convolve(images, packed, bias, relu=relu)
         ctx.save_for_backward(images, packed.u_transposed, out if relu else None)
         ctx.geometry, ctx.weight_shape = packed.geometry, weight.shape
@@ -84,18 +84,23 @@ class Convolution(torch.autograd.Function):
 
 @dataclass(frozen=True)
 class Packed:
-    """A kernel in the form that products need it in.
-
-    Shapes: u [points, stride² · C, O], u_transposed [points, O, stride² · C].
-    """
+    """A kernel in the form that products need it in, and that gradients of images need."""
 
     geometry: Geometry
     u: torch.Tensor
-    u_transposed: torch.Tensor
+    u_transposed: torch.Tensor | None
 
     @classmethod
-    def of(cls, images: torch.Tensor, weight: torch.Tensor, stride: int, padding: int) -> Packed:
-        """For images of this dtype, height and width, however many."""
+    def of(
+        cls,
+        images: torch.Tensor,
+        weight: torch.Tensor,
+        stride: int,
+        padding: int,
+        *,
+        gradient: bool = False,
+    ) -> Packed:
+        """For images of this dtype, height and width, however many; for their gradient too?"""
         assert images.dtype in (torch.uint8, torch.float32) and weight.dtype == torch.float32
         _, height, width, channels = images.shape
         out_channels, of_channels, size, _ = weight.shape
@@ -118,9 +123,8 @@ class Packed:
             bytes=images.dtype == torch.uint8,
         )
         weight = weight.detach().contiguous(memory_format=torch.channels_last)
-        points = POINTS[geometry.kernel]
-        u = weight.new_empty(points, stride**2 * channels, out_channels)
-        u_transposed = weight.new_empty(points, out_channels, stride**2 * channels)
+        u = weight.new_empty(library.load().winograd_size(ctypes.byref(geometry)))
+        u_transposed = torch.empty_like(u) if gradient else None
         library.call("winograd_kernel", geometry, weight, u, u_transposed)
         return cls(geometry, u, u_transposed)
 

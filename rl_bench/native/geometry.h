@@ -15,8 +15,8 @@ struct Geometry {
 
 namespace {
 
-// Floats from one point's matrix [rows, width] to the next one's. Those of a tile are written together, and
-// would crowd into the same few places of a cache, if they lay a power of two apart.
+// Floats from one point's matrix [rows, width] to the next one's. What is written together would crowd into
+// the same few places of a cache, if it lay a power of two apart.
 INLINE size_t plane_of(int rows, int width) { return (size_t)rows * width + 16; }
 
 // What follows from the geometry. Cells are the pixels of the convolution of stride 1.
@@ -41,7 +41,7 @@ struct Plan : Geometry {
         bordered = padding > 0 || lanes != depth || height / step < grid_height ||
                    width / step < grid_width;
         // Enough rows for the products that U is worth fetching, few enough to stay in the cache.
-        block = std::clamp(96 / tiles, 1, 32);
+        block = std::max(96 / tiles, 1);
         chunk = block > 1 ? tiles : ceil_div(tiles, ceil_div(tiles, 96));
     }
     size_t image() const { return (size_t)height * width * channels; }
@@ -49,7 +49,8 @@ struct Plan : Geometry {
     size_t out_image() const { return (size_t)out_height * out_width * out_channels; }
     size_t inputs() const { return points * plane_of(block * chunk, lanes); }
     size_t outputs() const { return points * plane_of(block * chunk, out_channels); }
-    size_t weights() const { return (size_t)points * lanes * out_channels; }
+    int taps() const { return step * kernel * step * kernel * channels; }  // of a filter
+    size_t weights() const { return points * plane_of(out_channels, lanes); }
 };
 
 }  // namespace

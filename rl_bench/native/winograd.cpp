@@ -17,7 +17,7 @@
 namespace {
 
 thread_local Scratch grids, gradient_grids, rows_of_pixels, inputs, products;
-thread_local Scratch weight_gradients, bias_gradients;
+thread_local Scratch kernels, weight_gradients, bias_gradients;
 
 // Calls for each image of a block with its part, a chunk of its tiles.
 template <typename Image>
@@ -54,16 +54,16 @@ float* inputs_of(const Plan& p, const void* images, int start, int stop, int til
     return v;
 }
 
-// Calls for each block and chunk; every thread has its share of the images and calls `begin` first.
-template <typename Begin, typename Block>
-void for_blocks(const Plan& p, Begin begin, Block block) {
+// Calls for each block and chunk, of which every thread has its share.
+template <typename Block>
+void for_blocks(const Plan& p, Block block) {
     auto share = [&](int thread) {
-        begin(thread);
         const int first = (int64_t)p.images * thread / p.threads;
         const int last = (int64_t)p.images * (thread + 1) / p.threads;
         for (int start = first; start < last; start += p.block)
             for (int tile = 0; tile < p.tiles; tile += p.chunk)
-                block(start, std::min(start + p.block, last), tile, thread);
+                block(start, std::min(start + p.block, last), tile, thread,
+                      start == first && tile == 0);
     };
     if (p.threads == 1) {
         share(0);
@@ -77,14 +77,14 @@ void for_blocks(const Plan& p, Begin begin, Block block) {
 template <int R>
 void forward(const Plan& p, const void* images, const float* u, const float* bias, bool relu,
              float* out) {
-    for_blocks(p, [](int) {}, [&](int start, int stop, int tile, int) {
+    for_blocks(p, [&](int start, int stop, int tile, int, bool) {
         const float* v = inputs_of<R>(p, images, start, stop, tile);
         float* y = products.of(p.outputs());
         const int rows = (stop - start) * (std::min(tile + p.chunk, p.tiles) - tile);
         for (int k = 0; k < p.points; ++k)
             matmul<Order::ROWS_FIRST, false>(
                 rows, p.out_channels, p.depth, v + k * plane_of(rows, p.lanes), p.lanes,
-                u + (size_t)k * p.depth * p.out_channels, y + k * plane_of(rows, p.out_channels));
+                u + k * plane_of(p.depth, p.out_channels), y + k * plane_of(rows, p.out_channels));
         for_images(p, start, stop, tile, [&](int n, const Part& part) {
             transform_outputs<R>(p, part, y, bias, relu, out + n * p.out_image());
         });
@@ -94,12 +94,10 @@ void forward(const Plan& p, const void* images, const float* u, const float* bia
 template <int R>
 void backward(const Plan& p, const float* gradient, const float* activated, const void* images,
               const float* u_transposed, float* du_transposed, float* dbias, float* dimages) {
-    const auto begin = [&](int thread) {
-        std::fill_n(du_transposed + thread * p.weights(), p.weights(), 0.0f);
-        std::fill_n(dbias + thread * p.out_channels, p.out_channels, 0.0f);
-    };
-    for_blocks(p, begin, [&](int start, int stop, int tile, int thread) {
+    for_blocks(p, [&](int start, int stop, int tile, int thread, bool first) {
         const int width = p.out_channels;
+        float* du = du_transposed + thread * p.weights();
+        if (first) std::fill_n(dbias + thread * width, width, 0.0f);
         const int rows = (stop - start) * (std::min(tile + p.chunk, p.tiles) - tile);
         const float* v = inputs_of<R>(p, images, start, stop, tile);
         float* dy = products.of(p.outputs());
@@ -108,17 +106,17 @@ void backward(const Plan& p, const float* gradient, const float* activated, cons
             untransform_outputs<R>(p, part, gradient + at, activated ? activated + at : nullptr,
                                    dy, dbias + thread * width);
         });
+        const auto add = first ? matmul<Order::COLUMNS_FIRST, false>
+                               : matmul<Order::COLUMNS_FIRST, true>;
         for (int k = 0; k < p.points; ++k)
-            matmul<Order::COLUMNS_FIRST, true>(
-                width, p.lanes, rows, dy + k * plane_of(rows, width), width,
-                v + k * plane_of(rows, p.lanes),
-                du_transposed + thread * p.weights() + (size_t)k * width * p.lanes);
+            add(width, p.lanes, rows, dy + k * plane_of(rows, width), width,
+                v + k * plane_of(rows, p.lanes), du + k * plane_of(width, p.lanes));
         if (!dimages) return;
         float* dv = inputs.of(p.inputs());  // V is not needed any more
         for (int k = 0; k < p.points; ++k)
             matmul<Order::ROWS_FIRST, false>(
                 rows, p.depth, width, dy + k * plane_of(rows, width), width,
-                u_transposed + (size_t)k * width * p.depth, dv + k * plane_of(rows, p.lanes));
+                u_transposed + k * plane_of(width, p.depth), dv + k * plane_of(rows, p.lanes));
         for_images(p, start, stop, tile, [&](int n, const Part& part) {
             float* image = dimages + n * p.image();
             float* grid = p.direct ? image : gradient_grids.of(p.grid());
@@ -141,13 +139,20 @@ INLINE float scale_of(const Plan& p) { return p.bytes ? 1.0f / 255.0f : 1.0f; }
 
 }  // namespace
 
-// U [points, depth, O] of a kernel, and the same as [points, O, depth], which gradients of images need.
+// The size of U and of its transpose, in floats.
+extern "C" int32_t winograd_size(const Geometry* geometry) {
+    const Plan p(*geometry);
+    return p.points * plane_of(p.depth, p.out_channels);
+}
+
+// U [points, depth, O] of a kernel and, unless null, the same as [points, O, depth], which gradients of
+// images need.
 extern "C" void winograd_kernel(const Geometry* geometry, const float* kernel, float* u,
                                 float* u_transposed) {
     const Plan p(*geometry);
-    (p.kernel == 2 ? transform_kernel<2> : transform_kernel<3>)(p, kernel, scale_of(p),
+    float* turned = kernels.of((size_t)p.taps() * p.out_channels);
+    (p.kernel == 2 ? transform_kernel<2> : transform_kernel<3>)(p, kernel, scale_of(p), turned, u,
                                                                 u_transposed);
-    exchange(p.points, u_transposed, p.out_channels, p.depth, u);
 }
 
 // out [images, out_height, out_width, O] of U and bias [O].
