@@ -121,6 +121,7 @@ class Packed:
             out_width=(width + 2 * padding - size) // stride + 1,
             out_channels=out_channels,
             bytes=images.dtype == torch.uint8,
+            threads=max(1, torch.get_num_threads()),
         )
         weight = weight.detach().contiguous(memory_format=torch.channels_last)
         u = weight.new_empty(library.load().winograd_size(ctypes.byref(geometry)))

@@ -10,12 +10,13 @@ struct Places {
     size_t tap, matrix;
 };
 
-// Taps that become channels of a cell, filter by filter: calls `vector(places)` for whole vectors and
-// `single(places)` for the rest. Matrices are [O, row].
+// Taps that become channels of a cell, filter by filter of some of them: calls `vector(places)` for whole
+// vectors and `single(places)` for the rest. Matrices are [O, row].
 template <typename Vector, typename Single>
-INLINE void along_channels(const Plan& p, int row, Vector vector, Single single) {
+INLINE void along_channels(const Plan& p, int first, int last, int row, Vector vector,
+                           Single single) {
     const int segment = p.step * p.channels, size = p.kernel * p.step;
-    for (int o = 0; o < p.out_channels; ++o)
+    for (int o = first; o < last; ++o)
         for (int part = 0; part < p.step; ++part) {
             const size_t tap = ((size_t)o * size + part) * size * p.channels;
             const size_t place = (size_t)o * row + part * segment;
@@ -23,16 +24,6 @@ INLINE void along_channels(const Plan& p, int row, Vector vector, Single single)
             for (; e + W <= segment; e += W) vector({tap + e, place + e});
             for (; e < segment; ++e) single({tap + e, place + e});
         }
-}
-
-// The same filters beside each other, of a kernel [size, size, channels, O]. Matrices are [depth, O].
-template <typename Vector>
-INLINE void along_filters(const Plan& p, Vector vector) {
-    const int segment = p.step * p.channels, size = p.kernel * p.step;
-    for (int d = 0; d < p.depth; ++d) {
-        const size_t tap = ((size_t)d / segment * size * p.channels + d % segment) * p.out_channels;
-        for (int o = 0; o < p.out_channels; o += W) vector({tap + o, (size_t)d * p.out_channels + o});
-    }
 }
 
 // Where tap (i, j) of a cell's lies, from the first one on.
@@ -56,48 +47,67 @@ void transpose(const float* from, int rows, int columns, float* to) {
                     to[(size_t)b * rows + a] = from[(size_t)a * columns + b];
 }
 
-// Kernel → U [points, depth, O] and, unless null, U with its last two axes exchanged; `turned` is for the
-// kernel as [size, size, channels, O].
-template <int R>
-void transform_kernel(const Plan& p, const float* kernel, float scale, float* turned, float* u,
-                      float* u_transposed) {
+// The taps of a cell's channel, `spread` apart, → its points, a plane apart.
+template <int R, typename V>
+INLINE void transform_taps(const Plan& p, const float* taps, int spread, float scale, float* to) {
     constexpr int T = Minimal<R>::T;
     const size_t plane = plane_of(p.depth, p.out_channels);
-    const auto some = [&](auto kind, const float* taps, int spread, float* to) {
-        decltype(kind) x[T][T] = {};
-        for (int i = 0; i < R; ++i)
-            for (int j = 0; j < R; ++j)
-                x[i][j] = scale * loaded(taps + tap_at(p, i, j) * spread, kind);
-        both_ways<Minimal<R>::template into_kernel<decltype(kind)>>(x);
-        for (int i = 0; i < T; ++i)
-            for (int j = 0; j < T; ++j) stored(to + (T * i + j) * plane, x[i][j]);
-    };
-    transpose(kernel, p.out_channels, p.taps(), turned);
-    along_filters(p, [&](Places at) { some(Vec{}, turned + at.tap, p.out_channels, u + at.matrix); });
-    if (!u_transposed) return;
-    along_channels(
-        p, p.depth,
-        [&](Places at) { some(Vec{}, kernel + at.tap, 1, u_transposed + at.matrix); },
-        [&](Places at) { some(0.0f, kernel + at.tap, 1, u_transposed + at.matrix); });
+    V x[T][T] = {};
+    for (int i = 0; i < R; ++i)
+        for (int j = 0; j < R; ++j) x[i][j] = scale * loaded(taps + tap_at(p, i, j) * spread, V{});
+    both_ways<Minimal<R>::template into_kernel<V>>(x);
+    for (int i = 0; i < T; ++i)
+        for (int j = 0; j < T; ++j) stored(to + (T * i + j) * plane, x[i][j]);
 }
 
-// The transpose: gradient of U, as [points, O, lanes] → gradient of the kernel.
+// Kernel → U with its last two axes exchanged, [points, O, depth]; of it, some filters.
 template <int R>
-void untransform_kernel(const Plan& p, const float* du_transposed, float scale, float* dkernel) {
+void transform_kernel(const Plan& p, int first, int last, const float* kernel, float scale,
+                      float* u_transposed) {
+    along_channels(
+        p, first, last, p.depth,
+        [&](Places at) {
+            transform_taps<R, Vec>(p, kernel + at.tap, 1, scale, u_transposed + at.matrix);
+        },
+        [&](Places at) {
+            transform_taps<R, float>(p, kernel + at.tap, 1, scale, u_transposed + at.matrix);
+        });
+}
+
+// Kernel [size, size, channels, O] → U [points, depth, O]; of it, some channels of cells.
+template <int R>
+void turn_kernel(const Plan& p, int first, int last, const float* kernel, float scale, float* u) {
+    const int segment = p.step * p.channels, size = p.kernel * p.step, width = p.out_channels;
+    for (int d = first; d < last; ++d) {
+        const float* taps = kernel + (size_t)(d / segment * size * p.channels + d % segment) * width;
+        for (int o = 0; o < width; o += W)
+            transform_taps<R, Vec>(p, taps + o, width, scale, u + (size_t)d * width + o);
+    }
+}
+
+// The transpose: gradient of U, as [points, O, lanes], the sum of all threads' → gradient of the kernel; of
+// it, some filters.
+template <int R>
+void untransform_kernel(const Plan& p, int first, int last, const float* du_transposed, float scale,
+                        float* dkernel) {
     constexpr int T = Minimal<R>::T;
     const size_t plane = plane_of(p.out_channels, p.lanes);
     const auto some = [&](auto kind, Places at) {
-        decltype(kind) x[T][T];
-        for (int i = 0; i < T; ++i)
-            for (int j = 0; j < T; ++j)
-                x[i][j] = loaded(du_transposed + (T * i + j) * plane + at.matrix, kind);
+        decltype(kind) x[T][T] = {};
+        for (int thread = 0; thread < p.threads; ++thread)
+            for (int i = 0; i < T; ++i)
+                for (int j = 0; j < T; ++j)
+                    x[i][j] += loaded(du_transposed + thread * p.weights() + (T * i + j) * plane +
+                                          at.matrix,
+                                      kind);
         both_ways<Minimal<R>::template from_kernel<decltype(kind)>>(x);
         for (int i = 0; i < R; ++i)
             for (int j = 0; j < R; ++j)
                 stored(dkernel + at.tap + tap_at(p, i, j), scale * x[i][j]);
     };
     along_channels(
-        p, p.lanes, [&](Places at) { some(Vec{}, at); }, [&](Places at) { some(0.0f, at); });
+        p, first, last, p.lanes, [&](Places at) { some(Vec{}, at); },
+        [&](Places at) { some(0.0f, at); });
 }
 
 }  // namespace

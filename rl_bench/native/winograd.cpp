@@ -13,6 +13,7 @@
 #include "images.h"
 #include "kernel.h"
 #include "matmul.h"
+#include "threads.h"
 
 namespace {
 
@@ -57,21 +58,12 @@ float* inputs_of(const Plan& p, const void* images, int start, int stop, int til
 // Calls for each block and chunk, of which every thread has its share.
 template <typename Block>
 void for_blocks(const Plan& p, Block block) {
-    auto share = [&](int thread) {
-        const int first = (int64_t)p.images * thread / p.threads;
-        const int last = (int64_t)p.images * (thread + 1) / p.threads;
+    in_shares(p.images, p.threads, [&](int first, int last, int thread) {
         for (int start = first; start < last; start += p.block)
             for (int tile = 0; tile < p.tiles; tile += p.chunk)
                 block(start, std::min(start + p.block, last), tile, thread,
                       start == first && tile == 0);
-    };
-    if (p.threads == 1) {
-        share(0);
-        return;
-    }
-    // Without a clause for their number: with one, GNU's OpenMP ends and starts threads where it changes.
-#pragma omp parallel for schedule(static, 1)
-    for (int thread = 0; thread < p.threads; ++thread) share(thread);
+    });
 }
 
 template <int R>
@@ -125,14 +117,6 @@ void backward(const Plan& p, const float* gradient, const float* activated, cons
             if (!p.direct && part.stop == p.tiles) scatter(p, grid, image);
         });
     });
-    for (int thread = 1; thread < p.threads; ++thread)
-        for (int o = 0; o < p.out_channels; ++o) dbias[o] += dbias[thread * p.out_channels + o];
-    if (p.threads == 1) return;
-    const int64_t count = p.weights();
-#pragma omp parallel for schedule(static)
-    for (int64_t i = 0; i < count; ++i)
-        for (int thread = 1; thread < p.threads; ++thread)
-            du_transposed[i] += du_transposed[thread * count + i];
 }
 
 INLINE float scale_of(const Plan& p) { return p.bytes ? 1.0f / 255.0f : 1.0f; }
@@ -151,8 +135,15 @@ extern "C" void winograd_kernel(const Geometry* geometry, const float* kernel, f
                                 float* u_transposed) {
     const Plan p(*geometry);
     float* turned = kernels.of((size_t)p.taps() * p.out_channels);
-    (p.kernel == 2 ? transform_kernel<2> : transform_kernel<3>)(p, kernel, scale_of(p), turned, u,
-                                                                u_transposed);
+    transpose(kernel, p.out_channels, p.taps(), turned);
+    in_shares(p.depth, p.threads, [&](int first, int last, int) {
+        (p.kernel == 2 ? turn_kernel<2> : turn_kernel<3>)(p, first, last, turned, scale_of(p), u);
+    });
+    if (!u_transposed) return;
+    in_shares(p.out_channels, p.threads, [&](int first, int last, int) {
+        (p.kernel == 2 ? transform_kernel<2> : transform_kernel<3>)(p, first, last, kernel,
+                                                                    scale_of(p), u_transposed);
+    });
 }
 
 // out [images, out_height, out_width, O] of U and bias [O].
@@ -172,7 +163,11 @@ extern "C" void winograd_backward(const Geometry* geometry, const float* gradien
     float* biases = bias_gradients.of((size_t)p.threads * p.out_channels);
     (p.kernel == 2 ? backward<2> : backward<3>)(p, gradient, activated, images, u_transposed,
                                                 du_transposed, biases, dimages);
-    std::copy(biases, biases + p.out_channels, dbias);
-    (p.kernel == 2 ? untransform_kernel<2> : untransform_kernel<3>)(p, du_transposed, scale_of(p),
-                                                                    dkernel);
+    std::fill_n(dbias, p.out_channels, 0.0f);
+    for (int thread = 0; thread < p.threads; ++thread)
+        for (int o = 0; o < p.out_channels; ++o) dbias[o] += biases[thread * p.out_channels + o];
+    in_shares(p.out_channels, p.threads, [&](int first, int last, int) {
+        (p.kernel == 2 ? untransform_kernel<2> : untransform_kernel<3>)(
+            p, first, last, du_transposed, scale_of(p), dkernel);
+    });
 }
