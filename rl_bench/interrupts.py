@@ -60,7 +60,7 @@ class SignalGuard:
 
     @contextlib.contextmanager
     def importing(self) -> Iterator[None]:
-        """For seconds of imports, some of them by C++ that aborts where Python raises: torch is such.
+        """For seconds of imports, some by C++ that aborts where Python raises: torch is such.
 
         A second signal ends the process on the spot.
         Raises: Interrupted at the end, if a signal came.
