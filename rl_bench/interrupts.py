@@ -42,6 +42,11 @@ class SignalGuard:
         for signum in EXIT_CODES:
             signal.signal(signum, self._handle)
 
+    def uninstall(self) -> None:
+        """From now on signals end the process on the spot."""
+        for signum in EXIT_CODES:
+            signal.signal(signum, signal.SIG_DFL)
+
     def requested(self) -> bool:
         return self.received is not None
 
@@ -71,19 +76,22 @@ class SignalGuard:
                 yield
         finally:
             self._importing = False
-        if self.received is not None:
-            self.raised = True
-            raise Interrupted(self.received)
+            if self.received is not None:
+                self.raised = True
+                raise Interrupted(self.received)
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         insists = self.requested()
         self.received = self.received or signum
-        if self._deferring:
-            if insists and self._importing:
+        name = signal.Signals(signum).name
+        if self._importing:
+            if insists:
+                say(f"{name}: stopped")
                 os._exit(self.exit_code)
+            say(f"\n{name}: stopping when torch is imported; once more to quit now")
+        if self._deferring:
             return
         if insists or not self.graceful:
             self.raised = True
             raise Interrupted(self.received)
-        name = signal.Signals(signum).name
         say(f"\n{name}: finishing this update, then saving; once more to quit now")

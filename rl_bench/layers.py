@@ -1,7 +1,7 @@
 """Layers that compute in the dtype of their input, whatever their weights are kept in.
 
 In float32 `rl_bench.native` can compute convolutions instead of torch (one thread of an AVX2 CPU,
-Nature encoder: 301 instead of 539 µs for a row of a gradient of 512; perf/kernels.py).
+Nature encoder: half the time for a gradient of 512 rows; perf/kernels.py).
 
 For inference layers can be packed: weights are laid out once as the matrix units want them, which
 oneDNN otherwise does at every call, and a ReLU is applied in the same pass (measured: 32 frames in

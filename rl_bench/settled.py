@@ -3,12 +3,11 @@
 import gc
 import threading
 
-LIMIT_SECONDS = 60.0
-
-# Forking must meet no other thread; `envs/procgen_assets.py` has begun one.
+# Forking must meet no other thread; `envs/procgen_assets.py` has begun one. Whoever starts a worker
+# waits no longer than `parallel.start_limit_seconds` for it.
 for thread in threading.enumerate():
-    if thread is not threading.current_thread():
-        thread.join(LIMIT_SECONDS)
+    if thread is not threading.current_thread() and not thread.daemon:
+        thread.join()
 
 # What was imported is there for good: going through it, the collector of each worker would write to
 # the memory that they share, which makes a copy of it.

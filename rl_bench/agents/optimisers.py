@@ -42,7 +42,7 @@ class _Stateful:
         self.state: dict[str, list[torch.Tensor]] = {}
 
     def _zeros(self) -> list[torch.Tensor]:
-        return [torch.zeros_like(p, requires_grad=False) for p in self.parameters]
+        return [torch.zeros_like(p) for p in self.parameters]
 
     def _gradients(self) -> list[torch.Tensor]:
         gradients = [p.grad for p in self.parameters]

@@ -101,8 +101,9 @@ def run_command(
     except Exception as error:  # noqa: BLE001 - raised again unless it is understood
         return _answer(error, guard)
     finally:
-        if argv is None:  # the process ends: looking for garbage in all of torch would take 0.7 s
-            gc.freeze()
+        if argv is None:  # the process ends
+            gc.freeze()  # looking for garbage in all of torch would take 0.7 s
+            guard.uninstall()
 
 
 def _answer(error: Exception, guard: SignalGuard) -> int:

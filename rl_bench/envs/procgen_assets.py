@@ -11,8 +11,7 @@ import threading
 from rl_bench.config import EnvConfig
 from rl_bench.envs.procgen import ProcgenVectorEnv
 
-with contextlib.suppress(ImportError):  # who needs the package says so
-    import procgen  # noqa: F401 - now, lest two threads import the same at once
+_kept: list[ProcgenVectorEnv] = []
 
 
 def _load() -> None:
@@ -26,6 +25,10 @@ def _close() -> None:
         env.close()
 
 
-_kept: list[ProcgenVectorEnv] = []
-atexit.register(_close)
-threading.Thread(target=_load, name="procgen-assets").start()
+try:
+    import procgen  # noqa: F401 - here, lest two threads import the same at once
+except Exception:  # noqa: BLE001 - who needs the package says so
+    pass
+else:
+    atexit.register(_close)
+    threading.Thread(target=_load, name="procgen-assets").start()

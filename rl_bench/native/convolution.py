@@ -58,7 +58,7 @@ class Convolution(torch.autograd.Function):
         relu: bool,
     ) -> torch.Tensor:
         images = images.contiguous()
-        packed = Packed.of(images, weight, stride, padding, gradient=ctx.needs_input_grad[0])
+        packed = Packed.of(images, weight, stride, padding, for_gradient=ctx.needs_input_grad[0])
         out = convolve(images, packed, bias, relu=relu)
         ctx.save_for_backward(images, packed.u_transposed, out if relu else None)
         ctx.geometry, ctx.weight_shape = packed.geometry, weight.shape
@@ -84,7 +84,11 @@ class Convolution(torch.autograd.Function):
 
 @dataclass(frozen=True)
 class Packed:
-    """A kernel in the form that products need it in, and that gradients of images need."""
+    """A kernel in the form that products need it in.
+
+    u is [points, stride² · C, O] with some room after each point's matrix, u_transposed the same
+    as [points, O, stride² · C], which only gradients of images need.
+    """
 
     geometry: Geometry
     u: torch.Tensor
@@ -98,9 +102,9 @@ class Packed:
         stride: int,
         padding: int,
         *,
-        gradient: bool = False,
+        for_gradient: bool = False,
     ) -> Packed:
-        """For images of this dtype, height and width, however many; for their gradient too?"""
+        """For images of this dtype, height and width, however many."""
         assert images.dtype in (torch.uint8, torch.float32) and weight.dtype == torch.float32
         _, height, width, channels = images.shape
         out_channels, of_channels, size, _ = weight.shape
@@ -121,11 +125,11 @@ class Packed:
             out_width=(width + 2 * padding - size) // stride + 1,
             out_channels=out_channels,
             bytes=images.dtype == torch.uint8,
-            threads=max(1, torch.get_num_threads()),
+            threads=torch.get_num_threads(),
         )
         weight = weight.detach().contiguous(memory_format=torch.channels_last)
         u = weight.new_empty(library.load().winograd_size(ctypes.byref(geometry)))
-        u_transposed = torch.empty_like(u) if gradient else None
+        u_transposed = torch.empty_like(u) if for_gradient else None
         library.call("winograd_kernel", geometry, weight, u, u_transposed)
         return cls(geometry, u, u_transposed)
 
@@ -147,7 +151,8 @@ def _for_batch(geometry: Geometry, images: torch.Tensor) -> Geometry:
     """The geometry completed by how many images there are now, and how many threads."""
     one = (geometry.height, geometry.width, geometry.channels)
     assert images.shape[1:] == one and (images.dtype == torch.uint8) == geometry.bytes
+    assert len(images) > 0, "each thread begins its sums with its first image"
     whole = Geometry.from_buffer_copy(geometry)
     whole.images = len(images)
-    whole.threads = max(1, min(torch.get_num_threads(), len(images)))
+    whole.threads = min(torch.get_num_threads(), len(images))
     return whole

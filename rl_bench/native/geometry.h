@@ -40,7 +40,7 @@ struct Plan : Geometry {
                  grid_width == width;
         bordered = padding > 0 || lanes != depth || height / step < grid_height ||
                    width / step < grid_width;
-        // Enough rows for the products that U is worth fetching, few enough to stay in the cache.
+        // Enough rows for the products that U is worth fetching.
         block = std::max(96 / tiles, 1);
         chunk = block > 1 ? tiles : ceil_div(tiles, ceil_div(tiles, 96));
     }

@@ -5,7 +5,7 @@
 
 namespace {
 
-// Places of a run of floats: in the kernel, from its first tap on, and in a matrix of each point.
+// Where a float or a vector lies: in the kernel, of the first tap, and in the matrix of each point.
 struct Places {
     size_t tap, matrix;
 };

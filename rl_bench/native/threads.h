@@ -3,8 +3,6 @@
 
 #include <cstdint>
 
-#include "vectors.h"
-
 // Calls `share(first, last, thread)` in every thread for its part of `count`.
 template <typename Share>
 static void in_shares(int count, int threads, Share share) {

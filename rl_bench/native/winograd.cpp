@@ -55,7 +55,7 @@ float* inputs_of(const Plan& p, const void* images, int start, int stop, int til
     return v;
 }
 
-// Calls for each block and chunk, of which every thread has its share.
+// Calls for each block and chunk, of which every thread has its share, and says which is the thread's first.
 template <typename Block>
 void for_blocks(const Plan& p, Block block) {
     in_shares(p.images, p.threads, [&](int first, int last, int thread) {

@@ -70,7 +70,8 @@ def parse(path: Path, data: bytes) -> dict[str, Any]:
     if not isinstance(state, dict) or state.get("format_version") != FORMAT_VERSION:
         found = state.get("format_version") if isinstance(state, dict) else "none"
         raise CheckpointError(
-            f"checkpoint '{path}' has format version {found}; this rl_bench reads {FORMAT_VERSION}"
+            f"checkpoint '{path}' has format version {found}; this rl_bench reads "
+            f"{FORMAT_VERSION}; go on with the one that wrote it, or begin anew (--overwrite)"
         )
     return state
 

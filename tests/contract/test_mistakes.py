@@ -254,3 +254,17 @@ def test_help_of_the_other_scripts(name, flags, script):
     assert done.returncode == 0
     for flag in flags:
         assert flag in done.stdout
+
+
+@pytest.mark.parametrize("entry", ["train_ppo_sequential.py", "train_ppo_parallel.py"])
+def test_a_damaged_procgen_is_one_line(entry, script):
+    # Breaks when: what loads its images early lets the failure of its import through.
+    package = script.directory / "damaged" / "procgen"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("raise RuntimeError('no such libenv')\n")
+    script.env["PYTHONPATH"] = f"{package.parent}:{script.env['PYTHONPATH']}"
+    run = script(entry, "--env", "coinrun", "--output-dir", "out")
+    assert run.returncode == 1
+    lines = run.stderr.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: "), run.stderr
+    assert "no such libenv" in lines[0]

@@ -25,6 +25,7 @@ class Sums:
             "threads": lambda: len(os.listdir("/proc/self/task")),
             "omp": lambda: os.environ.get("OMP_NUM_THREADS"),
             "preloaded": lambda: "torch" in sys.modules,
+            "assets": lambda: len(sys.modules["rl_bench.envs.procgen_assets"]._kept),
             "blocked": lambda: sorted(signal.pthread_sigmask(signal.SIG_BLOCK, [])),
             "raise": self.fail,
             "exit": os._exit,

@@ -58,6 +58,41 @@ def test_workers_are_single_threaded_preloaded_and_deaf_to_signals(make_pool):
     assert signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
 
 
+def test_procgens_images_are_loaded_before_workers_are_forked():
+    # Breaks when: a worker has to load its own.
+    program = (
+        "from rl_bench import fork_server\n"
+        "from rl_bench.rollout.processes import WorkerPool\n"
+        "from tests.process.services import Sums\n"
+        "if __name__ == '__main__':\n"
+        "    fork_server.launch(['rl_bench.envs.procgen_assets'])\n"
+        "    pool = WorkerPool([Sums()])\n"
+        "    for what in ('assets', 'threads'):\n"
+        "        pool.ask(0, what)\n"
+        "        print(pool.next_reply([0])[1])\n"
+        "    pool.close()\n"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True, text=True, timeout=100,
+    )  # fmt: skip
+    assert run.stdout == "1\n2\n", run.stderr
+    assert run.stderr == ""
+
+
+def test_the_fork_server_is_settled_when_no_other_thread_is_left():
+    program = (
+        "import threading, time\n"
+        "threading.Thread(target=time.sleep, args=(0.5,)).start()\n"
+        "import rl_bench.settled\n"
+        "print(threading.active_count())\n"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=30
+    )
+    assert run.stdout == "1\n", run.stderr
+
+
 def test_an_exception_travels_with_its_traceback_and_the_worker_lives_on(make_pool):
     pool = make_pool(Sums())
     with pytest.raises(WorkerError, match=r"worker 0 \(pid \d+\) raised KeyError.*sums") as caught:

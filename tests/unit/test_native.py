@@ -86,6 +86,7 @@ def test_outputs_and_gradients_are_those_of_the_definition(name, relu, threads, 
         gradients = torch.autograd.grad(found, leaves, gradient)
     finally:
         torch.set_num_threads(before)
+    assert (found - expected).abs().max() < 1e-5 * expected.abs().max()
     wanted = torch.autograd.grad(expected, inputs[1:] if first else inputs, gradient.double())
     for ours, theirs in zip((found, *gradients), (expected, *wanted), strict=True):
         # The largest decides how exact sums of float32 can be; six points cost a digit of it.

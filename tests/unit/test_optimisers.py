@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from rl_bench.agents.optimisers import Adam, RMSProp
+from tests.conftest import ROOT
 
 TORCHS = {
     Adam: lambda parameters, lr, eps: torch.optim.Adam(parameters, lr=lr, eps=eps, fused=True),
@@ -86,5 +87,5 @@ def test_a_run_does_not_import_torchs_compiler(algorithm, tmp_path):
         sys.executable, "-c", program, "--env", "toy-identity", "--total-timesteps", "256",
         "--num-envs", "8", "--n-steps", "16", "--batch-size", "128", "--output-dir", str(tmp_path),
     ]  # fmt: skip
-    run = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert run.returncode == 0, run.stderr
