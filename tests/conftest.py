@@ -22,6 +22,14 @@ SMALL = (
 )  # fmt: skip
 
 
+def run_python(program: str, *args: str, **variables: str) -> subprocess.CompletedProcess:
+    """A program of a few lines in an interpreter of its own."""
+    return subprocess.run(
+        [sys.executable, "-c", program, *args], cwd=ROOT, env={**os.environ, **variables},
+        capture_output=True, text=True, timeout=100,
+    )  # fmt: skip
+
+
 @pytest.fixture(autouse=True)
 def _one_thread():
     torch.set_num_threads(1)

@@ -6,7 +6,7 @@
 // Source: Lavin and Gray 2016, "Fast algorithms for convolutional neural networks" (arXiv 1509.09308);
 // the gradients are the transposed transforms.
 //
-// Works on as many tiles at a time as fit in the cache of a core, of several images or of a part of one.
+// Works on about a hundred tiles at a time, of several images or of a part of one.
 // U [points, cells' channels, O] is the transformed kernel, which lies in memory as O, rows, columns,
 // channels; points are the products of a tile.
 

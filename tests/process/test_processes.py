@@ -12,7 +12,7 @@ import pytest
 from rl_bench.errors import WorkerError
 from rl_bench.rollout.handle import TimeLimits, WorkerLost
 from rl_bench.rollout.processes import WorkerPool
-from tests.conftest import ROOT
+from tests.conftest import ROOT, run_python
 from tests.process.services import Sums
 
 LIMITS = TimeLimits(start=60.0, silence=1.0, close=2.0)
@@ -72,10 +72,7 @@ def test_procgens_images_are_loaded_before_workers_are_forked():
         "        print(pool.next_reply([0])[1])\n"
         "    pool.close()\n"
     )
-    run = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True, text=True, timeout=100,
-    )  # fmt: skip
+    run = run_python(program, PYTHONPATH=str(ROOT))
     assert run.stdout == "1\n2\n", run.stderr
     assert run.stderr == ""
 
@@ -87,9 +84,7 @@ def test_the_fork_server_is_settled_when_no_other_thread_is_left():
         "import rl_bench.settled\n"
         "print(threading.active_count())\n"
     )
-    run = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=30
-    )
+    run = run_python(program)
     assert run.stdout == "1\n", run.stderr
 
 

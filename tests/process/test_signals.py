@@ -12,7 +12,7 @@ import pytest
 
 from rl_bench.training import checkpoint
 from rl_bench.training.checkpoint import CheckpointDirectory
-from tests.conftest import ROOT, SMALL, read_json
+from tests.conftest import ROOT, SMALL, read_json, run_python
 from tests.process.test_resume import CONSTANT, assert_same, learned, wait_for
 
 SCRIPT = "train_ppo_sequential.py"
@@ -298,7 +298,5 @@ def test_a_signal_among_imports_waits_for_their_end_and_a_second_one_does_not(si
         "    print('stopped', flush=True)\n"
         "    sys.exit(7)\n"
     )
-    run = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=30
-    )
+    run = run_python(program)
     assert (run.stdout, run.returncode) == (said, code), run.stderr

@@ -1,15 +1,13 @@
 """Optimisers against torch's, step for step, and what they spare a run."""
 
 import copy
-import subprocess
-import sys
 
 import pytest
 import torch
 from torch import nn
 
 from rl_bench.agents.optimisers import Adam, RMSProp
-from tests.conftest import ROOT
+from tests.conftest import run_python
 
 TORCHS = {
     Adam: lambda parameters, lr, eps: torch.optim.Adam(parameters, lr=lr, eps=eps, fused=True),
@@ -83,9 +81,8 @@ def test_a_run_does_not_import_torchs_compiler(algorithm, tmp_path):
         "found = [name for name in ('torch._dynamo', 'sympy') if name in sys.modules]\n"
         "assert not found, found\n"
     )
-    command = [
-        sys.executable, "-c", program, "--env", "toy-identity", "--total-timesteps", "256",
-        "--num-envs", "8", "--n-steps", "16", "--batch-size", "128", "--output-dir", str(tmp_path),
-    ]  # fmt: skip
-    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    run = run_python(
+        program, "--env", "toy-identity", "--total-timesteps", "256", "--num-envs", "8",
+        "--n-steps", "16", "--batch-size", "128", "--output-dir", str(tmp_path),
+    )  # fmt: skip
     assert run.returncode == 0, run.stderr
