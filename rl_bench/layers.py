@@ -11,7 +11,8 @@ uses for frozen weights; where torch has none of them, layers stay as they are.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -61,6 +62,64 @@ class Dense(nn.Linear):
         self._packed = None
 
 
+def convolve(
+    x: torch.Tensor,
+    *convs: Conv,
+    relu: bool,
+    rectified: bool = False,
+    added: torch.Tensor | None = None,
+    dtype: torch.dtype | None = None,
+) -> torch.Tensor:
+    """Through convolutions with ReLUs between them, → [N, O, H', W'] in channels-last memory.
+
+    `relu` puts one behind the last too, `rectified` one before the first; `added` is added to the
+    outputs. x is [N, C, H, W] in channels-last memory or, where a PixelConv comes first, frames
+    [N, H, W, C], which are computed in `dtype`.
+    """
+    if all(conv.native for conv in convs):
+        return _convolve_natively(x, convs, relu, rectified, added)
+    x = F.relu(x) if rectified else x
+    for conv in convs:
+        behind = relu or conv is not convs[-1]
+        x = conv(x, dtype, relu=behind) if isinstance(conv, PixelConv) else conv(x, relu=behind)
+    return x if added is None else added + x
+
+
+def _convolve_natively(
+    x: torch.Tensor,
+    convs: Sequence[Conv],
+    relu: bool,
+    rectified: bool,
+    added: torch.Tensor | None,
+) -> torch.Tensor:
+    first = convs[0]
+    if not isinstance(first, PixelConv):
+        x = x.permute(0, 2, 3, 1)
+    elif x.dtype != torch.uint8:  # bytes are taken as they are, and divided there
+        x = x.float()
+    kinds = [
+        convolution.Kind(
+            conv.stride[0],
+            int(conv.padding[0]),
+            relu=relu or conv is not convs[-1],
+            rectified=rectified and conv is first,
+        )
+        for conv in convs
+    ]
+    kernels = [conv.weight for conv in convs]
+    biases = [conv.bias for conv in convs if conv.bias is not None]
+    added = None if added is None else added.permute(0, 2, 3, 1).contiguous()
+    if first.packs:
+        x = x.contiguous()
+        if first._packed is None:
+            first._packed = convolution.pack(x, kinds, kernels, biases)
+        y = convolution.convolve(x, first._packed, added)
+    else:
+        parameters = itertools.chain.from_iterable(zip(kernels, biases, strict=True))
+        y = convolution.Convolutions.apply(x, added, kinds, *parameters)
+    return y.permute(0, 3, 1, 2)
+
+
 class Conv(nn.Conv2d):
     """A convolution, with a ReLU behind it on demand."""
 
@@ -69,8 +128,6 @@ class Conv(nn.Conv2d):
     _packed: Any = None
 
     def forward(self, x: torch.Tensor, *, relu: bool = False) -> torch.Tensor:
-        if self.native:
-            return self._convolve_natively(x.permute(0, 2, 3, 1), relu)
         return self._convolve(x, self.weight, self.stride, relu)
 
     def use_native(self) -> None:
@@ -83,19 +140,6 @@ class Conv(nn.Conv2d):
             padding=int(self.padding[0]),
             first=isinstance(self, PixelConv),
         )
-
-    def _convolve_natively(self, images: torch.Tensor, relu: bool) -> torch.Tensor:
-        """[N, H, W, C] → [N, O, H', W'] in channels-last memory."""
-        assert self.bias is not None
-        where = (self.stride[0], int(self.padding[0]))
-        if self.packs:
-            images = images.contiguous()
-            if self._packed is None:
-                self._packed = convolution.Packed.of(images, self.weight, *where)
-            y = convolution.convolve(images, self._packed, self.bias, relu=relu)
-        else:
-            y = convolution.Convolution.apply(images, self.weight, self.bias, *where, relu)
-        return y.permute(0, 3, 1, 2)
 
     def _convolve(
         self, x: torch.Tensor, weight: torch.Tensor, stride: tuple[int, ...], relu: bool
@@ -131,9 +175,6 @@ class PixelConv(Conv):
     def forward(  # type: ignore[override]
         self, frames: torch.Tensor, dtype: torch.dtype, *, relu: bool = False
     ) -> torch.Tensor:
-        if self.native:  # takes bytes as they are, and divides by itself
-            bytes_or_floats = frames if frames.dtype == torch.uint8 else frames.to(dtype)
-            return self._convolve_natively(bytes_or_floats, relu)
         # Cast first: the cast of a permuted view goes element by element, six times slower.
         x = frames.to(dtype)
         wide = self._can_widen(x.shape[2])

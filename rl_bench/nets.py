@@ -22,7 +22,7 @@ from torch import nn
 
 from rl_bench.errors import ConfigError
 from rl_bench.heads import make_head
-from rl_bench.layers import Conv, Dense, PixelConv, can_pack, packable
+from rl_bench.layers import Conv, Dense, PixelConv, can_pack, convolve, packable
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -51,9 +51,7 @@ class NatureEncoder(nn.Module):
         self.dense = Dense(64 * side[0] * side[1], hidden_size)
 
     def forward(self, frames: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        x = self.conv1(frames, dtype, relu=True)
-        x = self.conv2(x, relu=True)
-        x = self.conv3(x, relu=True)
+        x = convolve(frames, self.conv1, self.conv2, self.conv3, relu=True, dtype=dtype)
         return self.dense(flatten_channels_last(x), relu=True)
 
 
@@ -64,7 +62,7 @@ class ResidualBlock(nn.Module):
         self.conv2 = Conv(channels, channels, 3, padding=1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x + self.conv2(self.conv1(F.relu(x), relu=True))
+        return convolve(x, self.conv1, self.conv2, relu=False, rectified=True, added=x)
 
 
 class ImpalaEncoder(nn.Module):
@@ -96,8 +94,9 @@ class ImpalaEncoder(nn.Module):
 
     def forward(self, frames: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         x = frames
-        for stage, (conv, blocks) in enumerate(zip(self.convs, self.blocks, strict=True)):
-            x = conv(x, dtype) if stage == 0 else conv(x)
+        for conv, blocks in zip(self.convs, self.blocks, strict=True):
+            assert isinstance(conv, Conv)
+            x = convolve(x, conv, relu=False, dtype=dtype)
             x = blocks(F.max_pool2d(x, 3, stride=2, padding=1))
         return self.dense(flatten_channels_last(F.relu(x)), relu=True)
 

@@ -1,6 +1,7 @@
-"""Convolutions in float32 by Winograd's minimal filtering, with bias and ReLU in the same pass.
+"""Convolutions in float32 by Winograd's minimal filtering, with biases and ReLUs in the same pass.
 
-They need 4 or 2.25 times fewer products than the definition; the work is done in `winograd.cpp`.
+They need 4 or 2.25 times fewer products than the definition. Layers that follow each other are done
+together, a few images at a time that stay in the cache; the work is done in `winograd.cpp`.
 
 Source: Lavin and Gray 2016 (arXiv 1509.09308), F(4 × 4, 3 × 3), and F(3 × 3, 2 × 2) for strided
 layers, after taking `stride` × `stride` pixels for one cell.
@@ -9,6 +10,8 @@ layers, after taking `stride` × `stride` pixels for one cell.
 from __future__ import annotations
 
 import ctypes
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,10 +30,23 @@ class Geometry(ctypes.Structure):
     _fields_ = [
         (name, ctypes.c_int32)
         for name in (
-            "images", "height", "width", "channels", "step", "padding", "kernel",
-            "out_height", "out_width", "out_channels", "bytes", "threads",
+            "height", "width", "channels", "step", "padding", "kernel",
+            "out_height", "out_width", "out_channels", "bytes", "rectified",
         )
     ]  # fmt: skip
+
+
+class Layer(ctypes.Structure):
+    """As in `layer.h`."""
+
+    _fields_ = [
+        ("geometry", Geometry),
+        ("relu", ctypes.c_int32),
+        *(
+            (name, ctypes.c_void_p)
+            for name in ("u", "u_transposed", "bias", "outputs", "dkernel", "dbias")
+        ),
+    ]
 
 
 def fits(
@@ -41,118 +57,184 @@ def fits(
     return cells and out_channels % LANES == 0 and (first or channels % LANES == 0)
 
 
-class Convolution(torch.autograd.Function):
-    """Images [N, H, W, C], kernel [O, C, K, K] and bias [O] → [N, H', W', O], float32.
+@dataclass(frozen=True)
+class Kind:
+    """What a kernel does not say of its layer; `rectified` puts a ReLU before it, `relu` behind."""
 
-    The images may be uint8; they then count as divided by 255.
+    stride: int
+    padding: int
+    relu: bool
+    rectified: bool = False
+
+
+class Convolutions(torch.autograd.Function):
+    """Images [N, H, W, C], through one layer after the other, → [N, H', W', O], float32.
+
+    Each layer has a kernel [O, C, K, K] and a bias [O]. The images may be uint8; they then count as
+    divided by 255. `added` [N, H', W', O], unless None, is added to the last outputs.
     """
 
     @staticmethod
     def forward(
         ctx: Any,
         images: torch.Tensor,
-        weight: torch.Tensor,
-        bias: torch.Tensor,
-        stride: int,
-        padding: int,
-        relu: bool,
+        added: torch.Tensor | None,
+        kinds: Sequence[Kind],
+        *kernels_and_biases: torch.Tensor,
     ) -> torch.Tensor:
+        assert added is None or not kinds[-1].relu, "its gradient would have to pass the ReLU"
         images = images.contiguous()
-        packed = Packed.of(images, weight, stride, padding, for_gradient=ctx.needs_input_grad[0])
-        out = convolve(images, packed, bias, relu=relu)
-        ctx.save_for_backward(images, packed.u_transposed, out if relu else None)
-        ctx.geometry, ctx.weight_shape = packed.geometry, weight.shape
+        kernels, biases = kernels_and_biases[::2], kernels_and_biases[1::2]
+        ctx.packed = pack(images, kinds, kernels, biases)
+        ctx.between = [layer.room_for(images) for layer in ctx.packed[:-1]]
+        out = ctx.packed[-1].room_for(images)
+        _convolve(images, ctx.packed, [*ctx.between, out], added)
+        ctx.save_for_backward(images, out, *kernels)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        images, u_transposed, activated = ctx.saved_tensors
+        images, out, *kernels = ctx.saved_tensors
         gradient = gradient.contiguous()
-        dweight = torch.empty(ctx.weight_shape, memory_format=torch.channels_last)
-        dbias = dweight.new_empty(len(dweight))
         dimages = None
         if ctx.needs_input_grad[0]:
             assert images.shape[-1] % LANES == 0, "a first layer's input has no gradient"
             dimages = torch.empty_like(images)
+        needed = [dimages is not None] + [True] * (len(kernels) - 1)
+        turned = [
+            _pack_kernel(layer.geometry, kernel, turned=True) if wanted else None
+            for layer, kernel, wanted in zip(ctx.packed, kernels, needed, strict=True)
+        ]
+        dkernels = [torch.empty_like(k, memory_format=torch.channels_last) for k in kernels]
+        dbiases = [k.new_empty(len(k)) for k in kernels]
+        layers = [
+            layer.described(u_transposed=u, outputs=outputs, dkernel=dkernel, dbias=dbias)
+            for layer, u, outputs, dkernel, dbias in zip(
+                ctx.packed, turned, [*ctx.between, out], dkernels, dbiases, strict=True
+            )
+        ]
         library.call(
-            "winograd_backward", _for_batch(ctx.geometry, images),
-            gradient, activated, images, u_transposed, dweight, dbias, dimages,
+            "convolve_backward", _array(layers), len(layers), len(images),
+            images, gradient, dimages, _threads(images),
         )  # fmt: skip
-        return dimages, dweight, dbias, None, None, None
+        parameters = itertools.chain.from_iterable(zip(dkernels, dbiases, strict=True))
+        return dimages, gradient if ctx.needs_input_grad[1] else None, None, *parameters
 
 
 @dataclass(frozen=True)
 class Packed:
-    """A kernel in the form that products need it in.
+    """A layer whose kernel has the form that products need it in.
 
-    u is [points, stride² · C, O] with some room after each point's matrix, u_transposed the same
-    as [points, O, stride² · C], which only gradients of images need.
+    u is [points, stride² · C, O] with some room after each point's matrix.
     """
 
     geometry: Geometry
+    relu: bool
     u: torch.Tensor
-    u_transposed: torch.Tensor | None
+    bias: torch.Tensor
 
-    @classmethod
-    def of(
-        cls,
-        images: torch.Tensor,
-        weight: torch.Tensor,
-        stride: int,
-        padding: int,
-        *,
-        for_gradient: bool = False,
-    ) -> Packed:
-        """For images of this dtype, height and width, however many."""
-        assert images.dtype in (torch.uint8, torch.float32) and weight.dtype == torch.float32
-        _, height, width, channels = images.shape
-        out_channels, of_channels, size, _ = weight.shape
-        assert of_channels == channels, (weight.shape, images.shape)
-        assert fits(
-            channels=channels, out_channels=out_channels, kernel=size, stride=stride,
-            padding=padding, first=True,
-        )  # fmt: skip
-        assert min(height, width) + 2 * padding >= size, (weight.shape, images.shape)
-        geometry = Geometry(
-            height=height,
-            width=width,
-            channels=channels,
-            step=stride,
-            padding=padding,
-            kernel=size // stride,
-            out_height=(height + 2 * padding - size) // stride + 1,
-            out_width=(width + 2 * padding - size) // stride + 1,
-            out_channels=out_channels,
-            bytes=images.dtype == torch.uint8,
-            threads=torch.get_num_threads(),
-        )
-        weight = weight.detach().contiguous(memory_format=torch.channels_last)
-        u = weight.new_empty(library.load().winograd_size(ctypes.byref(geometry)))
-        u_transposed = torch.empty_like(u) if for_gradient else None
-        library.call("winograd_kernel", geometry, weight, u, u_transposed)
-        return cls(geometry, u, u_transposed)
+    def room_for(self, images: torch.Tensor) -> torch.Tensor:
+        """For the outputs, [N, H', W', O]."""
+        g = self.geometry
+        return self.u.new_empty(len(images), g.out_height, g.out_width, g.out_channels)
+
+    def described(self, **tensors: torch.Tensor | None) -> Layer:
+        """With the addresses of its tensors, which are to be kept alive meanwhile."""
+        assert all(t is None or t.is_contiguous() or t.dim() == 4 for t in tensors.values())
+        addresses = {
+            name: None if tensor is None else tensor.data_ptr()
+            for name, tensor in {"u": self.u, "bias": self.bias, **tensors}.items()
+        }
+        return Layer(geometry=self.geometry, relu=self.relu, **addresses)
+
+
+def pack(
+    images: torch.Tensor,
+    kinds: Sequence[Kind],
+    kernels: Sequence[torch.Tensor],
+    biases: Sequence[torch.Tensor],
+) -> list[Packed]:
+    """Layers for images [N, H, W, C] of this dtype, height and width, however many."""
+    assert images.dtype in (torch.uint8, torch.float32)
+    layers: list[Packed] = []
+    size, as_bytes = tuple(images.shape[1:]), images.dtype == torch.uint8
+    for kind, kernel, bias in zip(kinds, kernels, biases, strict=True):
+        geometry = _geometry(size, kernel, kind, as_bytes=as_bytes)
+        u = _pack_kernel(geometry, kernel)
+        layers.append(Packed(geometry, kind.relu, u, bias.detach().contiguous()))
+        size = (geometry.out_height, geometry.out_width, geometry.out_channels)
+        as_bytes = False
+    return layers
+
+
+def _geometry(
+    size: tuple[int, ...], kernel: torch.Tensor, kind: Kind, *, as_bytes: bool
+) -> Geometry:
+    height, width, channels = size
+    out_channels, of_channels, side, _ = kernel.shape
+    assert of_channels == channels, (kernel.shape, size)
+    assert fits(
+        channels=channels, out_channels=out_channels, kernel=side, stride=kind.stride,
+        padding=kind.padding, first=True,
+    )  # fmt: skip
+    assert not kind.rectified or channels % LANES == 0, "nothing comes before a first layer"
+    assert min(height, width) + 2 * kind.padding >= side, (kernel.shape, size)
+    return Geometry(
+        height=height,
+        width=width,
+        channels=channels,
+        step=kind.stride,
+        padding=kind.padding,
+        kernel=side // kind.stride,
+        out_height=(height + 2 * kind.padding - side) // kind.stride + 1,
+        out_width=(width + 2 * kind.padding - side) // kind.stride + 1,
+        out_channels=out_channels,
+        bytes=as_bytes,
+        rectified=kind.rectified,
+    )
+
+
+def _pack_kernel(geometry: Geometry, kernel: torch.Tensor, *, turned: bool = False) -> torch.Tensor:
+    """U, or `turned` with its last two axes exchanged, which gradients of images need."""
+    assert kernel.dtype == torch.float32
+    kernel = kernel.detach().contiguous(memory_format=torch.channels_last)
+    u = kernel.new_empty(library.load().packed_size(ctypes.byref(geometry)))
+    library.call("pack_kernel", geometry, kernel, u, turned, torch.get_num_threads())
+    return u
 
 
 def convolve(
-    images: torch.Tensor, packed: Packed, bias: torch.Tensor, *, relu: bool
+    images: torch.Tensor, packed: Sequence[Packed], added: torch.Tensor | None = None
 ) -> torch.Tensor:
     """The same without what a gradient needs; all arguments contiguous."""
-    assert images.is_contiguous() and bias.is_contiguous()
-    geometry = _for_batch(packed.geometry, images)
-    out = packed.u.new_empty(
-        geometry.images, geometry.out_height, geometry.out_width, geometry.out_channels
-    )
-    library.call("winograd_forward", geometry, images, packed.u, bias, relu, out)
+    out = packed[-1].room_for(images)
+    _convolve(images, packed, [*[None] * (len(packed) - 1), out], added)
     return out
 
 
-def _for_batch(geometry: Geometry, images: torch.Tensor) -> Geometry:
-    """The geometry completed by how many images there are now, and how many threads."""
-    one = (geometry.height, geometry.width, geometry.channels)
-    assert images.shape[1:] == one and (images.dtype == torch.uint8) == geometry.bytes
-    assert len(images) > 0, "each thread begins its sums with its first image"
-    whole = Geometry.from_buffer_copy(geometry)
-    whole.images = len(images)
-    whole.threads = min(torch.get_num_threads(), len(images))
-    return whole
+def _convolve(
+    images: torch.Tensor,
+    packed: Sequence[Packed],
+    outputs: Sequence[torch.Tensor | None],
+    added: torch.Tensor | None,
+) -> None:
+    """Fill outputs; those between layers may be None."""
+    first = packed[0].geometry
+    assert images.shape[1:] == (first.height, first.width, first.channels)
+    assert images.is_contiguous() and (images.dtype == torch.uint8) == first.bytes
+    out = outputs[-1]
+    assert out is not None
+    assert added is None or (added.is_contiguous() and added.shape == out.shape)
+    layers = [p.described(outputs=room) for p, room in zip(packed, outputs, strict=True)]
+    library.call(
+        "convolve", _array(layers), len(layers), len(images), images, added, _threads(images)
+    )
+
+
+def _array(layers: Sequence[Layer]) -> ctypes.Array[Layer]:
+    return (Layer * len(layers))(*layers)
+
+
+def _threads(images: torch.Tensor) -> int:
+    return max(1, min(torch.get_num_threads(), len(images)))

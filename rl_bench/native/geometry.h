@@ -6,11 +6,11 @@
 #include "transforms.h"
 
 struct Geometry {
-    int32_t images, height, width, channels;  // of the input [images, height, width, channels]
-    int32_t step, padding, kernel;            // kernel in cells, 2 or 3
+    int32_t height, width, channels;  // of an image
+    int32_t step, padding, kernel;    // kernel in cells, 2 or 3
     int32_t out_height, out_width, out_channels;
     int32_t bytes;  // whether the input is uint8 instead of float; pixels then count as bytes / 255
-    int32_t threads;
+    int32_t rectified;  // whether a ReLU comes before the convolution, of floats
 };
 
 namespace {
@@ -26,8 +26,8 @@ struct Plan : Geometry {
     int depth, lanes;                     // a cell's channels, and those in whole vectors
     int grid_height, grid_width;          // cells under the tiles
     int block, chunk;                     // images at a time, and tiles of each
-    bool direct;                          // whether the input itself is the grid
-    bool bordered;                        // whether pixels leave a part of the grid free
+    int above, beside;                    // cells that pixels fill, from the padding on
+    bool gathered;                        // whether cells are looked at in a copy of the image
 
     explicit Plan(const Geometry& given) : Geometry(given) {
         const int side = kernel == 2 ? Minimal<2>::T : Minimal<3>::T;
@@ -36,10 +36,9 @@ struct Plan : Geometry {
         tiles = down * across;
         depth = step * step * channels, lanes = ceil_div(depth, W) * W;
         grid_height = down * made + kernel - 1, grid_width = across * made + kernel - 1;
-        direct = step == 1 && padding == 0 && !bytes && lanes == depth && grid_height == height &&
-                 grid_width == width;
-        bordered = padding > 0 || lanes != depth || height / step < grid_height ||
-                   width / step < grid_width;
+        above = std::min(height / step, grid_height - padding);
+        beside = std::min(width / step, grid_width - padding);
+        gathered = bytes || step * channels % W != 0;
         // Enough rows for the products that U is worth fetching.
         block = std::max(96 / tiles, 1);
         chunk = block > 1 ? tiles : ceil_div(tiles, ceil_div(tiles, 96));

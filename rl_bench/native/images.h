@@ -5,64 +5,54 @@
 
 namespace {
 
-// A row of pixels that lies within the cells: `segment` floats of each cell, one cell after the other.
-struct Row {
-    float* cells;
-    int first, count, segment;
-};
-
-INLINE Row row_of_cells(const Plan& p, float* grid, int y) {
-    const int padded = y + p.padding, i = padded / p.step, part = padded % p.step;
-    const int segment = p.step * p.channels;
-    // Beyond the last tile nothing is looked at.
-    if (i >= p.grid_height) return {nullptr, 0, 0, segment};
-    float* cells = grid + (size_t)i * p.grid_width * p.lanes + part * segment;
-    return {cells, p.padding, std::min(p.width / p.step, p.grid_width - p.padding), segment};
-}
-
-// A call of memcpy would take longer than these few floats.
-INLINE void copy(float* to, const float* from, int count) {
+// A call of memcpy would take longer than these few channels.
+template <typename Pixel>
+INLINE void copy(Pixel* to, const Pixel* from, int count) {
     if (count == 12) {  // frames in colour with a stride of 4; of a size that is known
-        std::memcpy(to, from, 12 * sizeof(float));
+        std::memcpy(to, from, 12 * sizeof(Pixel));
         return;
     }
     int i = 0;
-    for (; i + W <= count; i += W) store(to + i, load(from + i));
-    for (; i + 4 <= count; i += 4) std::memcpy(to + i, from + i, 4 * sizeof(float));
+    for (; i + 4 <= count; i += 4) std::memcpy(to + i, from + i, 4 * sizeof(Pixel));
     for (; i < count; ++i) to[i] = from[i];
 }
 
-// One image as cells, zero around it; `pixels` holds a row.
+// The cells under the tiles: pixels of the image itself, or of a copy in which each cell lies by itself.
 template <typename Pixel>
-void gather(const Plan& p, const Pixel* image, float* grid, float* pixels) {
-    const int row_size = p.width * p.channels;
-    for (int y = 0; y < p.height; ++y, image += row_size) {
-        Row row = row_of_cells(p, grid, y);
-        if (!row.cells) break;
-        const float* from;
-        if constexpr (sizeof(Pixel) == 1) {
-            for (int x = 0; x < row_size; ++x) pixels[x] = image[x];
-            from = pixels;
-        } else {
-            from = image;
-        }
-        for (int j = 0; j < row.count; ++j)
-            copy(row.cells + (size_t)(row.first + j) * p.lanes, from + j * row.segment,
-                 row.segment);
-    }
+struct Cells {
+    Pixel* first;              // the first that pixels fill
+    ptrdiff_t down, across;    // from a cell to its neighbours
+    ptrdiff_t part;            // from one run of a cell's channels to the next
+    int parts, run;            // how many runs, and of how many channels
+    int top, bottom, left, right;  // which cells there are; the others are zero
+};
+
+// Those of a float image that need no copy.
+template <typename Pixel>
+INLINE Cells<Pixel> cells_within(const Plan& p, Pixel* image) {
+    const ptrdiff_t row = (ptrdiff_t)p.width * p.channels, run = p.step * p.channels;
+    return {image, p.step * row, run, row, p.step, (int)run,
+            p.padding, p.padding + p.above, p.padding, p.padding + p.beside};
 }
 
-// The other way round, for gradients.
-void scatter(const Plan& p, float* grid, float* image) {
-    const int row_size = p.width * p.channels;
-    for (int y = 0; y < p.height; ++y, image += row_size) {
-        Row row = row_of_cells(p, grid, y);
-        const int covered = row.cells ? row.count * row.segment : 0;
-        for (int j = 0; j < (row.cells ? row.count : 0); ++j)
-            copy(image + j * row.segment, row.cells + (size_t)(row.first + j) * p.lanes,
-                 row.segment);
-        std::fill(image + covered, image + row_size, 0.0f);
-    }
+// Those of a copy, which `gather` fills.
+template <typename Pixel>
+INLINE Cells<const Pixel> cells_apart(const Plan& p, const Pixel* grid) {
+    return {grid, (ptrdiff_t)p.grid_width * p.lanes, p.lanes, 0, 1, p.lanes,
+            0, p.grid_height, 0, p.grid_width};
+}
+
+// A copy for the other images: a cell's few channels side by side. What they leave free stays.
+template <typename Pixel>
+void gather(const Plan& p, const Pixel* image, Pixel* grid) {
+    const int run = p.step * p.channels;
+    const size_t row = (size_t)p.width * p.channels, below = (size_t)p.grid_width * p.lanes;
+    for (int i = 0; i < p.above; ++i)
+        for (int part = 0; part < p.step; ++part) {
+            const Pixel* from = image + (i * p.step + part) * row;
+            Pixel* to = grid + (i + p.padding) * below + p.padding * p.lanes + part * run;
+            for (int j = 0; j < p.beside; ++j, from += run, to += p.lanes) copy(to, from, run);
+        }
 }
 
 // Some tiles of an image, and where they lie in matrices of [points, rows, …].
@@ -70,47 +60,79 @@ struct Part {
     int start, stop, rows, first;
 };
 
-// The tiles of one image's cells, transformed, into V [points, rows, lanes].
-template <int R>
-void transform_inputs(const Plan& p, const Part& part, const float* grid, float* v) {
+// Calls `tile(t, y, x, edge)` for tiles and where they begin; `edge` says whether cells are missing.
+template <int R, typename Pixel, typename Tile>
+INLINE void for_tiles(const Plan& p, const Part& part, const Cells<Pixel>& cells, Tile tile) {
     constexpr int T = Minimal<R>::T, M = Minimal<R>::M;
-    const size_t plane = plane_of(part.rows, p.lanes), below = (size_t)p.grid_width * p.lanes;
     for (int t = part.start; t < part.stop; ++t) {
         const int y = t / p.across * M, x = t % p.across * M;
-        const float* from = grid + y * below + (size_t)x * p.lanes;
-        float* to = v + (size_t)(part.first + t - part.start) * p.lanes;
-        for (int c = 0; c < p.lanes; c += W) {
-            Vec d[T][T];
-            for (int i = 0; i < T; ++i)
-                for (int j = 0; j < T; ++j) d[i][j] = load(from + i * below + j * p.lanes + c);
-            both_ways<Minimal<R>::into_inputs>(d);
-            for (int i = 0; i < T; ++i)
-                for (int j = 0; j < T; ++j) store(to + (T * i + j) * plane + c, d[i][j]);
-        }
+        const bool whole = y >= cells.top && y + T <= cells.bottom && x >= cells.left &&
+                           x + T <= cells.right;
+        if (whole)
+            tile(t, y, x, std::false_type{});
+        else
+            tile(t, y, x, std::true_type{});
     }
+}
+
+// The tiles of one image's cells, transformed, into V [points, rows, lanes].
+template <int R, bool RECTIFIED, typename Pixel>
+void transform_inputs(const Plan& p, const Part& part, const Cells<Pixel>& cells, float* v) {
+    constexpr int T = Minimal<R>::T;
+    const size_t plane = plane_of(part.rows, p.lanes);
+    for_tiles<R>(p, part, cells, [=, &p](int t, int y, int x, auto edge) {
+        const int top = cells.top - y, bottom = cells.bottom - y;
+        const int left = cells.left - x, right = cells.right - x;
+        const ptrdiff_t down = cells.down, across = cells.across;
+        const Pixel* tile = cells.first - top * down - left * across;
+        float* to = v + (size_t)(part.first + t - part.start) * p.lanes;
+        for (int run = 0; run < cells.parts; ++run)
+            for (int c = 0; c < cells.run; c += W, to += W) {
+                const Pixel* from = tile + run * cells.part + c;
+                Vec d[T][T];
+                for (int i = 0; i < T; ++i)
+                    for (int j = 0; j < T; ++j) {
+                        const bool there = i >= top && i < bottom && j >= left && j < right;
+                        d[i][j] = Vec{};
+                        if (edge && !there) continue;
+                        d[i][j] = load(from + i * down + j * across);
+                        if (RECTIFIED) d[i][j] = where_positive(d[i][j], d[i][j]);
+                    }
+                both_ways<Minimal<R>::into_inputs>(d);
+                for (int i = 0; i < T; ++i)
+                    for (int j = 0; j < T; ++j) store(to + (T * i + j) * plane, d[i][j]);
+            }
+    });
 }
 
 // The transpose: adds what the tiles say about each cell.
 template <int R>
-void untransform_inputs(const Plan& p, const Part& part, const float* v, float* grid) {
-    constexpr int T = Minimal<R>::T, M = Minimal<R>::M;
-    const size_t plane = plane_of(part.rows, p.lanes), below = (size_t)p.grid_width * p.lanes;
-    for (int t = part.start; t < part.stop; ++t) {
-        const int y = t / p.across * M, x = t % p.across * M;
-        float* to = grid + y * below + (size_t)x * p.lanes;
+void untransform_inputs(const Plan& p, const Part& part, const float* v,
+                        const Cells<float>& cells) {
+    constexpr int T = Minimal<R>::T;
+    const size_t plane = plane_of(part.rows, p.lanes);
+    for_tiles<R>(p, part, cells, [=, &p](int t, int y, int x, auto edge) {
+        const int top = cells.top - y, bottom = cells.bottom - y;
+        const int left = cells.left - x, right = cells.right - x;
+        const ptrdiff_t down = cells.down, across = cells.across;
+        float* tile = cells.first - top * down - left * across;
         const float* from = v + (size_t)(part.first + t - part.start) * p.lanes;
-        for (int c = 0; c < p.lanes; c += W) {
-            Vec d[T][T];
-            for (int i = 0; i < T; ++i)
-                for (int j = 0; j < T; ++j) d[i][j] = load(from + (T * i + j) * plane + c);
-            both_ways<Minimal<R>::from_inputs>(d);
-            for (int i = 0; i < T; ++i)
-                for (int j = 0; j < T; ++j) {
-                    float* cell = to + i * below + j * p.lanes + c;
-                    store(cell, load(cell) + d[i][j]);
-                }
-        }
-    }
+        for (int run = 0; run < cells.parts; ++run)
+            for (int c = 0; c < cells.run; c += W, from += W) {
+                float* to = tile + run * cells.part + c;
+                Vec d[T][T];
+                for (int i = 0; i < T; ++i)
+                    for (int j = 0; j < T; ++j) d[i][j] = load(from + (T * i + j) * plane);
+                both_ways<Minimal<R>::from_inputs>(d);
+                for (int i = 0; i < T; ++i)
+                    for (int j = 0; j < T; ++j) {
+                        const bool there = i >= top && i < bottom && j >= left && j < right;
+                        if (edge && !there) continue;
+                        float* cell = to + i * down + j * across;
+                        store(cell, load(cell) + d[i][j]);
+                    }
+            }
+    });
 }
 
 // Fetches the outputs of a tile before they are wanted: its pixels lie apart, in which the CPU's own
@@ -127,10 +149,10 @@ INLINE void prefetch_outputs(const Plan& p, int t, const float* image) {
     }
 }
 
-// Products [points, rows, O] → outputs of one image, with bias and ReLU.
+// Products [points, rows, O] → outputs of one image, with bias, ReLU and, unless null, what is to be added.
 template <int R>
 void transform_outputs(const Plan& p, const Part& part, const float* products, const float* bias,
-                       bool relu, float* image) {
+                       bool relu, const float* added, float* image) {
     constexpr int T = Minimal<R>::T, M = Minimal<R>::M;
     const int width = p.out_channels;
     const size_t plane = plane_of(part.rows, width);
@@ -139,7 +161,8 @@ void transform_outputs(const Plan& p, const Part& part, const float* products, c
         const int high = std::min(M, p.out_height - y), wide = std::min(M, p.out_width - x);
         const float* from = products + (size_t)(part.first + t - part.start) * width;
         prefetch_outputs<R, true>(p, t + 2, image);
-        float* to = image + ((size_t)y * p.out_width + x) * width;
+        if (added) prefetch_outputs<R, false>(p, t + 2, added);
+        const size_t place = ((size_t)y * p.out_width + x) * width;
         for (int o = 0; o < width; o += W) {
             Vec d[T][T];
             for (int i = 0; i < T; ++i)
@@ -148,13 +171,21 @@ void transform_outputs(const Plan& p, const Part& part, const float* products, c
             const Vec shift = load(bias + o);
             for (int i = 0; i < M; ++i)
                 for (int j = 0; j < M; ++j) {
+                    if (i >= high || j >= wide) continue;
+                    const size_t at = place + ((size_t)i * p.out_width + j) * width + o;
                     Vec value = d[i][j] + shift;
+                    if (added) value += load(added + at);
                     if (relu) value = where_positive(value, value);
-                    if (i < high && j < wide)
-                        store(to + ((size_t)i * p.out_width + j) * width + o, value);
+                    store(image + at, value);
                 }
         }
     }
+}
+
+// The gradient behind a ReLU of `values` → that before it.
+INLINE void rectify(const float* values, float* gradient, size_t count) {
+    for (size_t i = 0; i < count; i += W)
+        store(gradient + i, where_positive(load(values + i), load(gradient + i)));
 }
 
 // The gradient of one image's outputs → that of its products; adds up the bias's. `activated` holds

@@ -85,19 +85,19 @@ void turn_kernel(const Plan& p, int first, int last, const float* kernel, float 
     }
 }
 
-// The transpose: gradient of U, as [points, O, lanes], the sum of all threads' → gradient of the kernel; of
-// it, some filters.
+// The transpose: gradient of U, as [points, O, lanes], the sum of all threads', which lie `apart` → gradient
+// of the kernel; of it, some filters.
 template <int R>
-void untransform_kernel(const Plan& p, int first, int last, const float* du_transposed, float scale,
-                        float* dkernel) {
+void untransform_kernel(const Plan& p, int first, int last, const float* du_transposed,
+                        size_t apart, int threads, float scale, float* dkernel) {
     constexpr int T = Minimal<R>::T;
     const size_t plane = plane_of(p.out_channels, p.lanes);
     const auto some = [&](auto kind, Places at) {
         decltype(kind) x[T][T] = {};
-        for (int thread = 0; thread < p.threads; ++thread)
+        for (int thread = 0; thread < threads; ++thread)
             for (int i = 0; i < T; ++i)
                 for (int j = 0; j < T; ++j)
-                    x[i][j] += loaded(du_transposed + thread * p.weights() + (T * i + j) * plane +
+                    x[i][j] += loaded(du_transposed + thread * apart + (T * i + j) * plane +
                                           at.matrix,
                                       kind);
         both_ways<Minimal<R>::template from_kernel<decltype(kind)>>(x);

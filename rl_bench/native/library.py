@@ -80,7 +80,7 @@ def call(name: str, *arguments: Any) -> None:
 
 
 def _converted(argument: Any) -> Any:
-    if isinstance(argument, ctypes.Structure):
+    if isinstance(argument, (ctypes.Structure, ctypes.Array)):
         return ctypes.byref(argument)
     if argument is None or not isinstance(argument, int):
         return ctypes.c_void_p(None if argument is None else argument.data_ptr())

@@ -7,6 +7,10 @@
 #include <cstring>
 #include <vector>
 
+#ifdef __AVX2__
+#include <immintrin.h>
+#endif
+
 #ifdef __AVX512F__
 constexpr int W = 16;          // floats in a vector
 constexpr int ROWS = 12;       // rows of a tile of a matrix product that are kept in registers
@@ -26,6 +30,19 @@ INLINE Vec load(const float* from) {
     return value;
 }
 
+// Bytes become floats of the same value. The compiler's own conversion goes byte by byte.
+INLINE Vec load(const uint8_t* from) {
+#if defined __AVX512F__
+    return (Vec)_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)from)));
+#elif defined __AVX2__
+    return (Vec)_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)from)));
+#else
+    Vec value;
+    for (int i = 0; i < W; ++i) value[i] = from[i];
+    return value;
+#endif
+}
+
 INLINE void store(float* to, Vec value) { std::memcpy(to, &value, sizeof value); }
 
 INLINE Vec all(float value) { return value - Vec{}; }
@@ -36,13 +53,15 @@ INLINE Vec where_positive(Vec mask, Vec value) { return (Vec)(~(mask <= 0.0f) & 
 INLINE int ceil_div(int a, int b) { return (a + b - 1) / b; }
 
 // Memory that a thread keeps between calls, aligned to whole cache lines.
+template <typename Value>
 class Scratch {
-    std::vector<float> memory;
+    static constexpr size_t LINE = 64 / sizeof(Value);
+    std::vector<Value> memory;
 
   public:
-    float* of(size_t count) {
-        if (memory.size() < count + 16) memory.assign(count + 16, 0.0f);
+    Value* of(size_t count) {
+        if (memory.size() < count + LINE) memory.assign(count + LINE, Value{});
         auto address = reinterpret_cast<uintptr_t>(memory.data());
-        return memory.data() + ((64 - address % 64) % 64) / sizeof(float);
+        return memory.data() + (64 - address % 64) % 64 / sizeof(Value);
     }
 };

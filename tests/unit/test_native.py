@@ -79,7 +79,8 @@ def test_outputs_and_gradients_are_those_of_the_definition(name, relu, threads, 
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        found = convolution.Convolution.apply(images, weight, bias, stride, padding, relu)
+        kind = convolution.Kind(stride, padding, relu)
+        found = convolution.Convolutions.apply(images, None, [kind], weight, bias)
         # Where the ReLU's input is nearly 0, either side of it is right.
         gradient = torch.randn(found.shape, generator=torch.Generator().manual_seed(1))
         gradient[expected.abs() < 1e-4] = 0.0
@@ -94,15 +95,88 @@ def test_outputs_and_gradients_are_those_of_the_definition(name, relu, threads, 
         torch.testing.assert_close(ours, theirs.float(), rtol=1e-4, atol=tolerance)
 
 
+# side, channels, layers of filters, kernel, stride, padding and ReLU, ReLU before, whether adding
+CHAINS = {
+    "nature": (
+        64,
+        3,
+        [(32, 8, 4, 0, True), (64, 4, 2, 0, True), (64, 3, 1, 0, True)],
+        False,
+        False,
+    ),
+    "block": (16, 32, [(32, 3, 1, 1, True), (32, 3, 1, 1, False)], True, True),
+    "block of odd side": (11, 16, [(16, 3, 1, 1, True), (16, 3, 1, 1, False)], True, True),
+    "large images": (33, 16, [(32, 3, 1, 1, False), (16, 4, 2, 0, True)], True, False),
+}
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", CHAINS)
+@pytest.mark.parametrize(("threads", "count"), [(1, 30), (2, 5), (3, 2)])
+def test_layers_that_follow_each_other_are_those_of_the_definition(name, threads, count):
+    # Breaks when: a group takes another's images; a ReLU, what is added or a layer is misplaced.
+    side, channels, layers, rectified, adds = CHAINS[name]
+    generator = torch.Generator().manual_seed(0)
+    shape = (count, side, side, channels)
+    first = channels % 16 != 0
+    if first:
+        images = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
+    else:
+        images = torch.randn(shape, generator=generator)
+    kinds, parameters, leaves = [], [], []
+    for index, (filters, size, stride, padding, relu) in enumerate(layers):
+        kinds.append(convolution.Kind(stride, padding, relu, rectified and index == 0))
+        spread = (channels * size * size) ** -0.5
+        parameters += [
+            torch.randn(filters, channels, size, size, generator=generator) * spread,
+            torch.randn(filters, generator=generator),
+        ]
+        channels = filters
+    pixels = images.double() / 255.0 if first else images.double()
+    expected = F.relu(pixels.requires_grad_()) if rectified else pixels.requires_grad_()
+    wide = [p.double().requires_grad_() for p in parameters]
+    for (_, _, stride, padding, relu), weight, bias in zip(
+        layers, wide[::2], wide[1::2], strict=True
+    ):
+        y = F.conv2d(expected.permute(0, 3, 1, 2), weight, bias, stride, padding)
+        expected = (F.relu(y) if relu else y).permute(0, 2, 3, 1)
+    added = torch.randn(expected.shape, generator=generator) if adds else None
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        leaves = [p.requires_grad_() for p in parameters]
+        leaves = leaves if first else [images.requires_grad_(), *leaves]
+        if added is not None:
+            leaves.append(added.requires_grad_())
+            expected = expected + added.detach().double()
+        found = convolution.Convolutions.apply(images, added, kinds, *parameters)
+        gradient = torch.randn(found.shape, generator=generator)
+        gradients = list(torch.autograd.grad(found, leaves, gradient))
+        packed = convolution.pack(images, kinds, parameters[::2], parameters[1::2])
+        with torch.no_grad():
+            acted = convolution.convolve(images, packed, added)
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(acted, found)
+    assert (found - expected).abs().max() < 2e-5 * expected.abs().max()
+    if added is not None:
+        assert torch.equal(gradients.pop(), gradient)
+    wanted = torch.autograd.grad(expected, wide if first else [pixels, *wide], gradient.double())
+    for ours, theirs in zip(gradients, wanted, strict=True):
+        # A ReLU whose input is nearly 0 may take either side, for a few of many thousands.
+        assert (ours - theirs).norm() < 2e-3 * theirs.norm()
+        assert (ours - theirs).abs().median() < 1e-5 * theirs.abs().max()
+
+
 @needs_compiler
 @pytest.mark.parametrize("name", ["nature-1", "nature-2", "nature-3", "impala-2"])
 def test_an_image_is_the_same_in_any_company(name):
     # Breaks when: a sum's order depends on the place of a row; numbers of workers would differ.
     images, weight, bias, stride, padding = make_layer(name, 37)
-    packed = convolution.Packed.of(images, weight, stride, padding)
-    together = convolution.convolve(images, packed, bias, relu=True)
+    packed = convolution.pack(images, [convolution.Kind(stride, padding, True)], [weight], [bias])
+    together = convolution.convolve(images, packed)
     for few in (slice(0, 1), slice(3, 8), slice(20, 37)):
-        alone = convolution.convolve(images[few].contiguous(), packed, bias, relu=True)
+        alone = convolution.convolve(images[few].contiguous(), packed)
         assert torch.equal(alone, together[few])
 
 
@@ -110,8 +184,8 @@ def test_an_image_is_the_same_in_any_company(name):
 def test_what_is_not_a_number_stays():
     images, weight, bias, stride, padding = make_layer("nature-3", 2)
     images[1, 2, 2, 0] = float("nan")
-    packed = convolution.Packed.of(images, weight, stride, padding)
-    y = convolution.convolve(images, packed, bias, relu=True)
+    packed = convolution.pack(images, [convolution.Kind(stride, padding, True)], [weight], [bias])
+    y = convolution.convolve(images, packed)
     assert y[0].isfinite().all() and y[1].isnan().any()
 
 

@@ -1,0 +1,132 @@
+// One convolution of some images, by one thread and in its own memory.
+#pragma once
+
+#include "images.h"
+#include "matmul.h"
+
+// A convolution that takes the outputs of the one before it.
+struct Layer {
+    Geometry geometry;
+    int32_t relu;         // whether one comes behind it
+    const float* u;       // as `pack_kernel` makes it
+    const float* u_transposed;
+    const float* bias;    // [O]
+    float* outputs;       // [images, out_height, out_width, O]; may be null in all but the last
+    float* dkernel;       // [O, rows, columns, channels]
+    float* dbias;         // [O]
+};
+
+namespace {
+
+thread_local Scratch<uint8_t> byte_grids;
+thread_local Scratch<float> grids, inputs, products;
+
+// Calls `block(start, stop, tile)` for some images at a time, or for some tiles of one.
+template <typename Block>
+INLINE void for_blocks(const Plan& p, int images, Block block) {
+    const int blocks = ceil_div(images, p.block);  // of nearly equal size
+    for (int b = 0; b < blocks; ++b)
+        for (int tile = 0; tile < p.tiles; tile += p.chunk)
+            block(images * b / blocks, images * (b + 1) / blocks, tile);
+}
+
+// Calls for each image of a block with its part, a chunk of its tiles.
+template <typename Image>
+INLINE void for_images(const Plan& p, int start, int stop, int tile, Image image) {
+    const int last = std::min(tile + p.chunk, p.tiles), count = last - tile;
+    for (int n = start; n < stop; ++n)
+        image(n, Part{tile, last, (stop - start) * count, (n - start) * count});
+}
+
+INLINE int rows_of(const Plan& p, int start, int stop, int tile) {
+    return (stop - start) * (std::min(tile + p.chunk, p.tiles) - tile);
+}
+
+// V of some tiles of an image whose cells need a copy, which its later tiles find again.
+template <int R, typename Pixel>
+void transform_gathered(const Plan& p, const Part& part, const Pixel* image, Scratch<Pixel>& memory,
+                        float* v) {
+    Pixel* grid = memory.of(p.grid());
+    if (part.start == 0) {
+        std::fill(grid, grid + p.grid(), Pixel{});
+        gather(p, image, grid);
+    }
+    transform_inputs<R, false>(p, part, cells_apart(p, grid), v);
+}
+
+// V of a block, which lasts until the next one's.
+template <int R>
+float* inputs_of(const Plan& p, const void* images, int start, int stop, int tile) {
+    float* v = inputs.of(p.inputs());
+    const auto* floats = static_cast<const float*>(images);
+    const auto* bytes = static_cast<const uint8_t*>(images);
+    for_images(p, start, stop, tile, [&](int n, const Part& part) {
+        const size_t at = n * p.image();
+        if (p.bytes)
+            transform_gathered<R>(p, part, bytes + at, byte_grids, v);
+        else if (p.gathered)
+            transform_gathered<R>(p, part, floats + at, grids, v);
+        else if (p.rectified)
+            transform_inputs<R, true>(p, part, cells_within(p, floats + at), v);
+        else
+            transform_inputs<R, false>(p, part, cells_within(p, floats + at), v);
+    });
+    return v;
+}
+
+// `added`, unless null, is added before the ReLU.
+template <int R>
+void forward(const Plan& p, const Layer& layer, int images, const void* pixels, const float* added,
+             float* out) {
+    for_blocks(p, images, [&](int start, int stop, int tile) {
+        const int rows = rows_of(p, start, stop, tile), width = p.out_channels;
+        const float* v = inputs_of<R>(p, pixels, start, stop, tile);
+        float* y = products.of(p.outputs());
+        for (int k = 0; k < p.points; ++k)
+            matmul<Order::ROWS_FIRST, false>(
+                rows, width, p.depth, v + k * plane_of(rows, p.lanes), p.lanes,
+                layer.u + k * plane_of(p.depth, width), y + k * plane_of(rows, width));
+        for_images(p, start, stop, tile, [&](int n, const Part& part) {
+            const size_t at = n * p.out_image();
+            transform_outputs<R>(p, part, y, layer.bias, layer.relu, added ? added + at : nullptr,
+                                 out + at);
+        });
+    });
+}
+
+// Adds to `du_transposed` and `dbias`; writes `dimages` unless null. `activated` holds the outputs where a
+// ReLU came behind, else it is null.
+template <int R>
+void backward(const Plan& p, const Layer& layer, int images, const void* pixels,
+              const float* gradient, const float* activated, float* du_transposed, float* dbias,
+              float* dimages) {
+    for_blocks(p, images, [&](int start, int stop, int tile) {
+        const int rows = rows_of(p, start, stop, tile), width = p.out_channels;
+        const float* v = inputs_of<R>(p, pixels, start, stop, tile);
+        float* dy = products.of(p.outputs());
+        for_images(p, start, stop, tile, [&](int n, const Part& part) {
+            const size_t at = n * p.out_image();
+            untransform_outputs<R>(p, part, gradient + at, activated ? activated + at : nullptr,
+                                   dy, dbias);
+        });
+        for (int k = 0; k < p.points; ++k)
+            matmul<Order::COLUMNS_FIRST, true>(
+                width, p.lanes, rows, dy + k * plane_of(rows, width), width,
+                v + k * plane_of(rows, p.lanes), du_transposed + k * plane_of(width, p.lanes));
+        if (!dimages) return;
+        float* dv = inputs.of(p.inputs());  // V is not needed any more
+        for (int k = 0; k < p.points; ++k)
+            matmul<Order::ROWS_FIRST, false>(
+                rows, p.depth, width, dy + k * plane_of(rows, width), width,
+                layer.u_transposed + k * plane_of(width, p.depth), dv + k * plane_of(rows, p.lanes));
+        for_images(p, start, stop, tile, [&](int n, const Part& part) {
+            float* image = dimages + n * p.image();
+            if (part.start == 0) std::fill_n(image, p.image(), 0.0f);
+            untransform_inputs<R>(p, part, dv, cells_within(p, image));
+            if (p.rectified && part.stop == p.tiles)
+                rectify(static_cast<const float*>(pixels) + n * p.image(), image, p.image());
+        });
+    });
+}
+
+}  // namespace
