@@ -64,22 +64,38 @@ def test_number_of_parameters(encoder, parameters):
 
 
 def plain_nature(net, frames):
-    """The Nature network as the paper has it: channels first, pixels divided by 255, float32."""
+    """The Nature network as the paper has it: channels first, pixels divided by 255."""
     e = net.encoder
-    x = frames.permute(0, 3, 1, 2).contiguous().float() / 255.0
+    x = frames.permute(0, 3, 1, 2).contiguous().double() / 255.0
     x = F.relu(F.conv2d(x, e.conv1.weight.contiguous(), e.conv1.bias, stride=4))
     x = F.relu(F.conv2d(x, e.conv2.weight.contiguous(), e.conv2.bias, stride=2))
     x = F.relu(F.conv2d(x, e.conv3.weight.contiguous(), e.conv3.bias))
     return F.relu(F.linear(x.permute(0, 2, 3, 1).flatten(1), e.dense.weight, e.dense.bias))
 
 
-def test_fast_path_equals_the_plain_one_in_outputs_and_gradients():
-    # Breaks when: the folded 1/255 is lost, or the flattening mixes positions and channels.
+def plain_impala(net, frames):
+    """The deep network of the IMPALA paper, figure 3, channels first and without the LSTM."""
+    e = net.encoder
+    x = frames.permute(0, 3, 1, 2).contiguous().double() / 255.0
+    for conv, blocks in zip(e.convs, e.blocks, strict=True):
+        x = F.max_pool2d(F.conv2d(x, conv.weight.contiguous(), conv.bias, padding=1), 3, 2, 1)
+        for block in blocks:
+            y = F.conv2d(F.relu(x), block.conv1.weight.contiguous(), block.conv1.bias, padding=1)
+            y = F.conv2d(F.relu(y), block.conv2.weight.contiguous(), block.conv2.bias, padding=1)
+            x = x + y
+    x = F.relu(x).permute(0, 2, 3, 1).flatten(1)
+    return F.relu(F.linear(x, e.dense.weight, e.dense.bias))
+
+
+@pytest.mark.parametrize("encoder", ["nature", "impala"])
+def test_fast_path_equals_the_plain_one_in_outputs_and_gradients(encoder):
+    # Breaks when: the folded 1/255, a ReLU or what is added is lost, or the flattening mixes
+    # positions and channels.
     torch.manual_seed(0)
-    net = ActorCritic(FRAMES, Discrete(15))
+    net = ActorCritic(FRAMES, Discrete(15), encoder=encoder).double()
     frames = random_frames(8)
-    fast = net.encoder(frames, torch.float32)
-    plain = plain_nature(net, frames)
+    fast = net.encoder(frames, torch.float64)
+    plain = {"nature": plain_nature, "impala": plain_impala}[encoder](net, frames)
     torch.testing.assert_close(fast, plain, rtol=1e-4, atol=1e-5)
     gradients = [
         torch.autograd.grad(out.square().mean(), list(net.encoder.parameters()))
