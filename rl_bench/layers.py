@@ -97,6 +97,9 @@ def _convolve_natively(
         x = x.permute(0, 2, 3, 1)
     elif x.dtype != torch.uint8:  # bytes are taken as they are, and divided there
         x = x.float()
+    added = None if added is None else added.permute(0, 2, 3, 1).contiguous()
+    if first.packs and first._packed is not None:
+        return convolution.convolve(x.contiguous(), first._packed, added).permute(0, 3, 1, 2)
     kinds = [
         convolution.Kind(
             conv.stride[0],
@@ -108,12 +111,9 @@ def _convolve_natively(
     ]
     kernels = [conv.weight for conv in convs]
     biases = [conv.bias for conv in convs if conv.bias is not None]
-    added = None if added is None else added.permute(0, 2, 3, 1).contiguous()
     if first.packs:
-        x = x.contiguous()
-        if first._packed is None:
-            first._packed = convolution.pack(x, kinds, kernels, biases)
-        y = convolution.convolve(x, first._packed, added)
+        first._packed = convolution.pack(x, kinds, kernels, biases)
+        y = convolution.convolve(x.contiguous(), first._packed, added)
     else:
         parameters = itertools.chain.from_iterable(zip(kernels, biases, strict=True))
         y = convolution.Convolutions.apply(x, added, kinds, *parameters)

@@ -113,6 +113,7 @@ class ProcgenVectorEnv:
             rand_seed=seed % 2**31,  # without it Procgen takes the system's randomness
             num_threads=num_threads,
         )
+        self._env._reuse_arrays = True  # gym3 would copy what `step` gives
 
     def reset(self) -> np.ndarray:
         return self._env.observe()[1]["rgb"]

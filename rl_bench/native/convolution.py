@@ -108,14 +108,12 @@ class Convolutions(torch.autograd.Function):
         ]
         dkernels = [torch.empty_like(k, memory_format=torch.channels_last) for k in kernels]
         dbiases = [k.new_empty(len(k)) for k in kernels]
-        layers = [
-            layer.described(u_transposed=u, outputs=outputs, dkernel=dkernel, dbias=dbias)
-            for layer, u, outputs, dkernel, dbias in zip(
-                ctx.packed, turned, [*ctx.between, out], dkernels, dbiases, strict=True
-            )
-        ]
+        layers = _layers(
+            ctx.packed, u_transposed=turned, outputs=[*ctx.between, out],
+            dkernel=dkernels, dbias=dbiases,
+        )  # fmt: skip
         library.call(
-            "convolve_backward", _array(layers), len(layers), len(images),
+            "convolve_backward", layers, len(layers), len(images),
             images, gradient, dimages, _threads(images),
         )  # fmt: skip
         parameters = itertools.chain.from_iterable(zip(dkernels, dbiases, strict=True))
@@ -138,15 +136,6 @@ class Packed:
         """For the outputs, [N, H', W', O]."""
         g = self.geometry
         return self.u.new_empty(len(images), g.out_height, g.out_width, g.out_channels)
-
-    def described(self, **tensors: torch.Tensor | None) -> Layer:
-        """With the addresses of its tensors, which are to be kept alive meanwhile."""
-        assert all(t is None or t.is_contiguous() or t.dim() == 4 for t in tensors.values())
-        addresses = {
-            name: None if tensor is None else tensor.data_ptr()
-            for name, tensor in {"u": self.u, "bias": self.bias, **tensors}.items()
-        }
-        return Layer(geometry=self.geometry, relu=self.relu, **addresses)
 
 
 def pack(
@@ -226,14 +215,21 @@ def _convolve(
     out = outputs[-1]
     assert out is not None
     assert added is None or (added.is_contiguous() and added.shape == out.shape)
-    layers = [p.described(outputs=room) for p, room in zip(packed, outputs, strict=True)]
-    library.call(
-        "convolve", _array(layers), len(layers), len(images), images, added, _threads(images)
+    layers = _layers(packed, outputs=outputs)
+    library.call("convolve", layers, len(layers), len(images), images, added, _threads(images))
+
+
+def _layers(
+    packed: Sequence[Packed], **columns: Sequence[torch.Tensor | None]
+) -> ctypes.Array[Layer]:
+    """With the addresses of more tensors, by name; all are to be kept alive meanwhile."""
+    layers = (Layer * len(packed))(
+        *(Layer(p.geometry, p.relu, u=p.u.data_ptr(), bias=p.bias.data_ptr()) for p in packed)
     )
-
-
-def _array(layers: Sequence[Layer]) -> ctypes.Array[Layer]:
-    return (Layer * len(layers))(*layers)
+    for name, tensors in columns.items():
+        for layer, tensor in zip(layers, tensors, strict=True):
+            setattr(layer, name, None if tensor is None else tensor.data_ptr())
+    return layers
 
 
 def _threads(images: torch.Tensor) -> int:

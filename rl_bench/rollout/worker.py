@@ -16,6 +16,8 @@ from rl_bench.errors import RlBenchError, TrainingError, WorkerError
 from rl_bench.nets import ActorCritic
 from rl_bench.types import RETURN_DISCOUNT, EpisodeStats, Trajectory
 
+Rows = Mapping[str, np.ndarray]  # a trajectory's memory, by field
+
 
 @dataclass(frozen=True)
 class WorkerSeeds:
@@ -74,27 +76,33 @@ class RolloutWorker:
         noise = self.policy.head.draw_noise((self.n_steps, self.env.num_envs), self.generator)
         out.final_values.zero_()
         out.policy_version.fill_(self.version)
-        obs_rows = out.obs.numpy()
-        obs_rows[0] = self.obs
-        for t in range(self.n_steps):
-            actions = self._act(out, t, noise[t])
+        # What is small is written through numpy, in a tenth of torch's time for it.
+        rows = {name: tensor.numpy() for name, tensor in out.tensors().items()}
+        rows["obs"][0] = self.obs
+        policies = []
+        for t, (obs, chances) in enumerate(zip(out.obs[:-1], noise, strict=True)):
+            policy, actions = self._act(obs, chances, t, rows)
+            policies.append(policy)
             step = self._step(actions)
-            obs_rows[t + 1] = step.obs
-            self._record(out, t, step, episodes)
-        self.obs = obs_rows[-1].copy()
+            rows["obs"][t + 1] = step.obs
+            self._record(t, step, rows, episodes)
+        self.obs = rows["obs"][-1].copy()
         self._require_finite(out)
         out.behaviour_values[-1] = self.policy(out.obs[-1])[1]
+        out.behaviour_log_probs[:] = self.policy.head.log_prob(torch.stack(policies), out.actions)
         return episodes
 
-    def _act(self, out: Trajectory, t: int, noise: torch.Tensor) -> np.ndarray:
+    def _act(
+        self, obs: torch.Tensor, noise: torch.Tensor, t: int, rows: Rows
+    ) -> tuple[torch.Tensor, np.ndarray]:
+        """The policy's parameters and the actions that were drawn from it."""
         started = time.perf_counter()
-        policy, values = self.policy(out.obs[t])
-        actions = self.policy.head.sample(policy, noise)
-        out.actions[t] = actions
-        out.behaviour_log_probs[t] = self.policy.head.log_prob(policy, actions)
-        out.behaviour_values[t] = values
+        policy, values = self.policy(obs)
+        actions: np.ndarray = self.policy.head.sample(policy, noise).numpy()
+        rows["actions"][t] = actions
+        rows["behaviour_values"][t] = values.numpy()
         self.inference_seconds += time.perf_counter() - started
-        return actions.numpy()
+        return policy, actions
 
     def _step(self, actions: np.ndarray) -> Step:
         started = time.perf_counter()
@@ -116,20 +124,20 @@ class RolloutWorker:
                 f"the environment {self.description} raised {type(error).__name__}: {error}"
             ) from error
 
-    def _record(self, out: Trajectory, t: int, step: Step, episodes: EpisodeStats) -> None:
-        out.rewards[t] = torch.from_numpy(step.rewards)
-        out.terminated[t] = torch.from_numpy(step.terminated)
-        out.truncated[t] = torch.from_numpy(step.truncated & ~step.terminated)
+    def _record(self, t: int, step: Step, rows: Rows, episodes: EpisodeStats) -> None:
+        rows["rewards"][t] = step.rewards
+        rows["terminated"][t] = step.terminated
+        rows["truncated"][t] = step.truncated & ~step.terminated
         self.episode_returns += step.rewards
         self.episode_lengths += 1
         self.discounted_returns = self.discounted_returns * RETURN_DISCOUNT + step.rewards
-        out.discounted_returns[t] = torch.from_numpy(self.discounted_returns)
+        rows["discounted_returns"][t] = self.discounted_returns
         ended = step.terminated | step.truncated
         if not ended.any():
             return
         if step.final_obs:
             last_frames = torch.from_numpy(np.stack(list(step.final_obs.values())))
-            out.final_values[t, list(step.final_obs)] = self.policy(last_frames)[1]
+            rows["final_values"][t, list(step.final_obs)] = self.policy(last_frames)[1].numpy()
         episodes.returns += self.episode_returns[ended].tolist()
         episodes.lengths += self.episode_lengths[ended].tolist()
         self.episode_returns[ended] = 0.0
