@@ -76,7 +76,8 @@ def convolve(
     outputs. x is [N, C, H, W] in channels-last memory or, where a PixelConv comes first, frames
     [N, H, W, C], which are computed in `dtype`.
     """
-    if all(conv.native for conv in convs):
+    assert len({conv.native for conv in convs}) == 1, "all of them are native, or none"
+    if convs[0].native:
         return _convolve_natively(x, convs, relu, rectified, added)
     x = F.relu(x) if rectified else x
     for conv in convs:
@@ -131,7 +132,7 @@ class Conv(nn.Conv2d):
         return self._convolve(x, self.weight, self.stride, relu)
 
     def use_native(self) -> None:
-        """From now on computed by `rl_bench.native`, if it has such a layer; else as before."""
+        """From now on `convolve` has it computed by `rl_bench.native`, if that has such a layer."""
         self.native = convolution.fits(
             channels=self.in_channels,
             out_channels=self.out_channels,

@@ -85,17 +85,20 @@ class Convolutions(torch.autograd.Function):
         assert added is None or not kinds[-1].relu, "its gradient would have to pass the ReLU"
         images = images.contiguous()
         kernels, biases = kernels_and_biases[::2], kernels_and_biases[1::2]
-        ctx.packed = pack(images, kinds, kernels, biases)
-        ctx.between = [layer.room_for(images) for layer in ctx.packed[:-1]]
-        out = ctx.packed[-1].room_for(images)
-        _convolve(images, ctx.packed, [*ctx.between, out], added)
-        ctx.save_for_backward(images, out, *kernels)
+        packed = pack(images, kinds, kernels, biases)
+        outputs = [layer.room_for(images) for layer in packed]
+        _convolve(images, packed, outputs, added)
+        out = outputs[-1]
+        ctx.forms = [layer.form for layer in packed]
+        # Without a ReLU behind it, the last layer's gradient does not ask for its outputs.
+        ctx.save_for_backward(images, *outputs[:-1], out if kinds[-1].relu else None, *kernels)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        images, out, *kernels = ctx.saved_tensors
+        images, *saved = ctx.saved_tensors
+        outputs, kernels = saved[: len(ctx.forms)], saved[len(ctx.forms) :]
         gradient = gradient.contiguous()
         dimages = None
         if ctx.needs_input_grad[0]:
@@ -103,15 +106,14 @@ class Convolutions(torch.autograd.Function):
             dimages = torch.empty_like(images)
         needed = [dimages is not None] + [True] * (len(kernels) - 1)
         turned = [
-            _pack_kernel(layer.geometry, kernel, turned=True) if wanted else None
-            for layer, kernel, wanted in zip(ctx.packed, kernels, needed, strict=True)
+            _pack_kernel(form.geometry, kernel, turned=True) if wanted else None
+            for form, kernel, wanted in zip(ctx.forms, kernels, needed, strict=True)
         ]
         dkernels = [torch.empty_like(k, memory_format=torch.channels_last) for k in kernels]
         dbiases = [k.new_empty(len(k)) for k in kernels]
         layers = _layers(
-            ctx.packed, u_transposed=turned, outputs=[*ctx.between, out],
-            dkernel=dkernels, dbias=dbiases,
-        )  # fmt: skip
+            ctx.forms, u_transposed=turned, outputs=outputs, dkernel=dkernels, dbias=dbiases
+        )
         library.call(
             "convolve_backward", layers, len(layers), len(images),
             images, gradient, dimages, _threads(images),
@@ -121,20 +123,27 @@ class Convolutions(torch.autograd.Function):
 
 
 @dataclass(frozen=True)
+class Form:
+    """A layer for images of one size."""
+
+    geometry: Geometry
+    relu: bool
+
+
+@dataclass(frozen=True)
 class Packed:
     """A layer whose kernel has the form that products need it in.
 
     u is [points, stride² · C, O] with some room after each point's matrix.
     """
 
-    geometry: Geometry
-    relu: bool
+    form: Form
     u: torch.Tensor
     bias: torch.Tensor
 
     def room_for(self, images: torch.Tensor) -> torch.Tensor:
         """For the outputs, [N, H', W', O]."""
-        g = self.geometry
+        g = self.form.geometry
         return self.u.new_empty(len(images), g.out_height, g.out_width, g.out_channels)
 
 
@@ -151,7 +160,7 @@ def pack(
     for kind, kernel, bias in zip(kinds, kernels, biases, strict=True):
         geometry = _geometry(size, kernel, kind, as_bytes=as_bytes)
         u = _pack_kernel(geometry, kernel)
-        layers.append(Packed(geometry, kind.relu, u, bias.detach().contiguous()))
+        layers.append(Packed(Form(geometry, kind.relu), u, bias.detach().contiguous()))
         size = (geometry.out_height, geometry.out_width, geometry.out_channels)
         as_bytes = False
     return layers
@@ -209,23 +218,22 @@ def _convolve(
     added: torch.Tensor | None,
 ) -> None:
     """Fill outputs; those between layers may be None."""
-    first = packed[0].geometry
+    first = packed[0].form.geometry
     assert images.shape[1:] == (first.height, first.width, first.channels)
     assert images.is_contiguous() and (images.dtype == torch.uint8) == first.bytes
     out = outputs[-1]
     assert out is not None
     assert added is None or (added.is_contiguous() and added.shape == out.shape)
-    layers = _layers(packed, outputs=outputs)
+    layers = _layers(
+        [p.form for p in packed],
+        u=[p.u for p in packed], bias=[p.bias for p in packed], outputs=outputs,
+    )  # fmt: skip
     library.call("convolve", layers, len(layers), len(images), images, added, _threads(images))
 
 
-def _layers(
-    packed: Sequence[Packed], **columns: Sequence[torch.Tensor | None]
-) -> ctypes.Array[Layer]:
-    """With the addresses of more tensors, by name; all are to be kept alive meanwhile."""
-    layers = (Layer * len(packed))(
-        *(Layer(p.geometry, p.relu, u=p.u.data_ptr(), bias=p.bias.data_ptr()) for p in packed)
-    )
+def _layers(forms: Sequence[Form], **columns: Sequence[torch.Tensor | None]) -> ctypes.Array[Layer]:
+    """With the addresses of tensors, by name; all are to be kept alive meanwhile."""
+    layers = (Layer * len(forms))(*(Layer(form.geometry, form.relu) for form in forms))
     for name, tensors in columns.items():
         for layer, tensor in zip(layers, tensors, strict=True):
             setattr(layer, name, None if tensor is None else tensor.data_ptr())
@@ -233,4 +241,5 @@ def _layers(
 
 
 def _threads(images: torch.Tensor) -> int:
-    return max(1, min(torch.get_num_threads(), len(images)))
+    assert len(images) > 0, "every thread has an image"
+    return min(torch.get_num_threads(), len(images))

@@ -36,8 +36,7 @@ struct Plan : Geometry {
         tiles = down * across;
         depth = step * step * channels, lanes = ceil_div(depth, W) * W;
         grid_height = down * made + kernel - 1, grid_width = across * made + kernel - 1;
-        above = std::min(height / step, grid_height - padding);
-        beside = std::min(width / step, grid_width - padding);
+        above = height / step, beside = width / step;
         gathered = bytes || step * channels % W != 0;
         // Enough rows for the products that U is worth fetching.
         block = std::max(96 / tiles, 1);

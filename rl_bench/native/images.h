@@ -42,7 +42,7 @@ INLINE Cells<const Pixel> cells_apart(const Plan& p, const Pixel* grid) {
             0, p.grid_height, 0, p.grid_width};
 }
 
-// A copy for the other images: a cell's few channels side by side. What they leave free stays.
+// Fills a copy for the other images, in which a cell's few channels lie side by side, and which is zero.
 template <typename Pixel>
 void gather(const Plan& p, const Pixel* image, Pixel* grid) {
     const int run = p.step * p.channels;

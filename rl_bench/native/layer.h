@@ -11,7 +11,7 @@ struct Layer {
     const float* u;       // as `pack_kernel` makes it
     const float* u_transposed;
     const float* bias;    // [O]
-    float* outputs;       // [images, out_height, out_width, O]; may be null in all but the last
+    float* outputs;       // [images, out_height, out_width, O]; for acting, the last layer's alone
     float* dkernel;       // [O, rows, columns, channels]
     float* dbias;         // [O]
 };
@@ -27,7 +27,7 @@ INLINE void for_blocks(const Plan& p, int images, Block block) {
     const int blocks = ceil_div(images, p.block);  // of nearly equal size
     for (int b = 0; b < blocks; ++b)
         for (int tile = 0; tile < p.tiles; tile += p.chunk)
-            block(images * b / blocks, images * (b + 1) / blocks, tile);
+            block(begin_of(b, blocks, images), begin_of(b + 1, blocks, images), tile);
 }
 
 // Calls for each image of a block with its part, a chunk of its tiles.

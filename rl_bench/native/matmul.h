@@ -50,7 +50,7 @@ static void columns(int rows, const float* a, ptrdiff_t a_stride, const float* b
                     float* c, ptrdiff_t c_row, ptrdiff_t depth) {
     const int tiles = ceil_div(rows, ROWS);  // of nearly equal heights
     for (int t = 0; t < tiles; ++t) {
-        const ptrdiff_t start = rows * t / tiles, stop = rows * (t + 1) / tiles;
+        const ptrdiff_t start = begin_of(t, tiles, rows), stop = begin_of(t + 1, tiles, rows);
         tile_of<ORDER, N, ADD>(stop - start, a + start * (ORDER == Order::ROWS_FIRST ? a_stride : 1),
                                a_stride, b, b_row, c + start * c_row, c_row, depth);
     }

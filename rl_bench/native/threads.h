@@ -1,13 +1,13 @@
 // Work shared out among threads, those of torch's own OpenMP.
 #pragma once
 
-#include <cstdint>
+#include "vectors.h"
 
 // Calls `share(first, last, thread)` in every thread for its part of `count`.
 template <typename Share>
 static void in_shares(int count, int threads, Share share) {
     const auto call = [&](int thread) {
-        share((int64_t)count * thread / threads, (int64_t)count * (thread + 1) / threads, thread);
+        share(begin_of(thread, threads, count), begin_of(thread + 1, threads, count), thread);
     };
     if (threads == 1) {
         call(0);

@@ -36,7 +36,7 @@ void for_groups(const std::vector<Plan>& plans, int images, int threads, Group g
     in_shares(images, threads, [&](int first, int last, int thread) {
         const int share = last - first, groups = ceil_div(share, most);
         for (int g = 0; g < groups; ++g) {
-            const int start = share * g / groups, stop = share * (g + 1) / groups;
+            const int start = begin_of(g, groups, share), stop = begin_of(g + 1, groups, share);
             group(first + start, stop - start, thread);
         }
     });

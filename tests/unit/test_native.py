@@ -38,6 +38,7 @@ LAYERS = {
     "grey": (64, 1, 8, 4, 0, 32, True),
     "odd side": (11, 16, 3, 1, 1, 32, False),
     "floats first": (13, 5, 3, 1, 0, 16, False),
+    "eight channels first": (13, 8, 3, 1, 1, 16, False),
 }
 
 
@@ -106,6 +107,7 @@ CHAINS = {
     ),
     "block": (16, 32, [(32, 3, 1, 1, True), (32, 3, 1, 1, False)], True, True),
     "block of odd side": (11, 16, [(16, 3, 1, 1, True), (16, 3, 1, 1, False)], True, True),
+    "images in parts": (42, 16, [(16, 3, 1, 1, True), (16, 3, 1, 1, False)], True, True),
     "large images": (33, 16, [(32, 3, 1, 1, False), (16, 4, 2, 0, True)], True, False),
 }
 
