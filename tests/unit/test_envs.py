@@ -82,6 +82,14 @@ def test_threads_do_not_change_procgen():
     assert np.array_equal(a[0], b[0])
 
 
+def test_procgens_frames_are_not_copied():
+    # Breaks when: gym3 copies them again, which is found out by no other test.
+    env = make("coinrun")
+    first = env.reset()
+    assert np.shares_memory(first, env.step(np.zeros(3, dtype=np.int32)).obs)
+    env.close()
+
+
 def test_procgen_snapshot_continues_exactly():
     env, other = make("coinrun", seed=1), make("coinrun", seed=2)
     roll(env, 30)
