@@ -99,26 +99,33 @@ def _convolve_natively(
     elif x.dtype != torch.uint8:  # bytes are taken as they are, and divided there
         x = x.float()
     added = None if added is None else added.permute(0, 2, 3, 1).contiguous()
-    if first.packs and first._packed is not None:
-        return convolution.convolve(x.contiguous(), first._packed, added).permute(0, 3, 1, 2)
+    if first.packs:
+        x = x.contiguous()
+        if first._packed is None:
+            first._packed = convolution.pack(x, *_parts_of(convs, relu, rectified))
+        y = convolution.convolve(x, first._packed, added)
+    else:
+        kinds, kernels, biases = _parts_of(convs, relu, rectified)
+        parameters = itertools.chain.from_iterable(zip(kernels, biases, strict=True))
+        y = convolution.Convolutions.apply(x, added, kinds, *parameters)
+    return y.permute(0, 3, 1, 2)
+
+
+def _parts_of(
+    convs: Sequence[Conv], relu: bool, rectified: bool
+) -> tuple[list[convolution.Kind], list[torch.Tensor], list[torch.Tensor]]:
+    """Kinds, kernels and biases of layers that follow each other."""
     kinds = [
         convolution.Kind(
             conv.stride[0],
             int(conv.padding[0]),
             relu=relu or conv is not convs[-1],
-            rectified=rectified and conv is first,
+            rectified=rectified and conv is convs[0],
         )
         for conv in convs
     ]
-    kernels = [conv.weight for conv in convs]
     biases = [conv.bias for conv in convs if conv.bias is not None]
-    if first.packs:
-        first._packed = convolution.pack(x, kinds, kernels, biases)
-        y = convolution.convolve(x.contiguous(), first._packed, added)
-    else:
-        parameters = itertools.chain.from_iterable(zip(kernels, biases, strict=True))
-        y = convolution.Convolutions.apply(x, added, kinds, *parameters)
-    return y.permute(0, 3, 1, 2)
+    return kinds, [conv.weight for conv in convs], biases
 
 
 class Conv(nn.Conv2d):
