@@ -14,7 +14,8 @@ class Step(NamedTuple):
 
     Shapes: obs [B, *] (already of the new episode where one ended), rewards [B] float32,
     terminated and truncated [B] bool. `final_obs` maps an environment's index to the last
-    observation of its truncated episode, where the environment gives one.
+    observation of its truncated episode, where the environment gives one. Arrays may be the
+    environment's own memory, as that of `reset`: they are valid until the next step.
     """
 
     obs: np.ndarray
