@@ -1,6 +1,8 @@
 // Images of a convolution in the form that products want, its outputs, and the way back for gradients.
 #pragma once
 
+#include <type_traits>
+
 #include "geometry.h"
 
 namespace {
@@ -60,18 +62,24 @@ struct Part {
     int start, stop, rows, first;
 };
 
-// Calls `tile(t, y, x, edge)` for tiles and where they begin; `edge` says whether cells are missing.
+// Which of a tile's cells there are, counted from its corner.
+struct Present {
+    int top, bottom, left, right;
+    bool holds(int i, int j) const { return i >= top && i < bottom && j >= left && j < right; }
+};
+
+// Calls `tile(t, corner, present, edge)` for tiles; `edge` says whether cells are missing.
 template <int R, typename Pixel, typename Tile>
 INLINE void for_tiles(const Plan& p, const Part& part, const Cells<Pixel>& cells, Tile tile) {
     constexpr int T = Minimal<R>::T, M = Minimal<R>::M;
     for (int t = part.start; t < part.stop; ++t) {
         const int y = t / p.across * M, x = t % p.across * M;
-        const bool whole = y >= cells.top && y + T <= cells.bottom && x >= cells.left &&
-                           x + T <= cells.right;
-        if (whole)
-            tile(t, y, x, std::false_type{});
+        const Present present{cells.top - y, cells.bottom - y, cells.left - x, cells.right - x};
+        Pixel* corner = cells.first - present.top * cells.down - present.left * cells.across;
+        if (present.holds(0, 0) && present.holds(T - 1, T - 1))
+            tile(t, corner, present, std::false_type{});
         else
-            tile(t, y, x, std::true_type{});
+            tile(t, corner, present, std::true_type{});
     }
 }
 
@@ -80,21 +88,17 @@ template <int R, bool RECTIFIED, typename Pixel>
 void transform_inputs(const Plan& p, const Part& part, const Cells<Pixel>& cells, float* v) {
     constexpr int T = Minimal<R>::T;
     const size_t plane = plane_of(part.rows, p.lanes);
-    for_tiles<R>(p, part, cells, [=, &p](int t, int y, int x, auto edge) {
-        const int top = cells.top - y, bottom = cells.bottom - y;
-        const int left = cells.left - x, right = cells.right - x;
-        const ptrdiff_t down = cells.down, across = cells.across;
-        const Pixel* tile = cells.first - top * down - left * across;
+    const ptrdiff_t down = cells.down, across = cells.across;  // known not to change
+    for_tiles<R>(p, part, cells, [=, &p](int t, const Pixel* corner, Present present, auto edge) {
         float* to = v + (size_t)(part.first + t - part.start) * p.lanes;
         for (int run = 0; run < cells.parts; ++run)
             for (int c = 0; c < cells.run; c += W, to += W) {
-                const Pixel* from = tile + run * cells.part + c;
+                const Pixel* from = corner + run * cells.part + c;
                 Vec d[T][T];
                 for (int i = 0; i < T; ++i)
                     for (int j = 0; j < T; ++j) {
-                        const bool there = i >= top && i < bottom && j >= left && j < right;
                         d[i][j] = Vec{};
-                        if (edge && !there) continue;
+                        if (edge && !present.holds(i, j)) continue;
                         d[i][j] = load(from + i * down + j * across);
                         if (RECTIFIED) d[i][j] = where_positive(d[i][j], d[i][j]);
                     }
@@ -111,23 +115,19 @@ void untransform_inputs(const Plan& p, const Part& part, const float* v,
                         const Cells<float>& cells) {
     constexpr int T = Minimal<R>::T;
     const size_t plane = plane_of(part.rows, p.lanes);
-    for_tiles<R>(p, part, cells, [=, &p](int t, int y, int x, auto edge) {
-        const int top = cells.top - y, bottom = cells.bottom - y;
-        const int left = cells.left - x, right = cells.right - x;
-        const ptrdiff_t down = cells.down, across = cells.across;
-        float* tile = cells.first - top * down - left * across;
+    const ptrdiff_t down = cells.down, across = cells.across;
+    for_tiles<R>(p, part, cells, [=, &p](int t, float* corner, Present present, auto edge) {
         const float* from = v + (size_t)(part.first + t - part.start) * p.lanes;
         for (int run = 0; run < cells.parts; ++run)
             for (int c = 0; c < cells.run; c += W, from += W) {
-                float* to = tile + run * cells.part + c;
+                float* to = corner + run * cells.part + c;
                 Vec d[T][T];
                 for (int i = 0; i < T; ++i)
                     for (int j = 0; j < T; ++j) d[i][j] = load(from + (T * i + j) * plane);
                 both_ways<Minimal<R>::from_inputs>(d);
                 for (int i = 0; i < T; ++i)
                     for (int j = 0; j < T; ++j) {
-                        const bool there = i >= top && i < bottom && j >= left && j < right;
-                        if (edge && !there) continue;
+                        if (edge && !present.holds(i, j)) continue;
                         float* cell = to + i * down + j * across;
                         store(cell, load(cell) + d[i][j]);
                     }

@@ -30,16 +30,17 @@ INLINE void for_blocks(const Plan& p, int images, Block block) {
             block(begin_of(b, blocks, images), begin_of(b + 1, blocks, images), tile);
 }
 
+// Tiles of a block: the rows of its matrices.
+INLINE int rows_of(const Plan& p, int start, int stop, int tile) {
+    return (stop - start) * (std::min(tile + p.chunk, p.tiles) - tile);
+}
+
 // Calls for each image of a block with its part, a chunk of its tiles.
 template <typename Image>
 INLINE void for_images(const Plan& p, int start, int stop, int tile, Image image) {
-    const int last = std::min(tile + p.chunk, p.tiles), count = last - tile;
+    const int rows = rows_of(p, start, stop, tile), each = rows_of(p, 0, 1, tile);
     for (int n = start; n < stop; ++n)
-        image(n, Part{tile, last, (stop - start) * count, (n - start) * count});
-}
-
-INLINE int rows_of(const Plan& p, int start, int stop, int tile) {
-    return (stop - start) * (std::min(tile + p.chunk, p.tiles) - tile);
+        image(n, Part{tile, tile + each, rows, (n - start) * each});
 }
 
 // V of some tiles of an image whose cells need a copy, which its later tiles find again.
