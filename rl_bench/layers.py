@@ -78,7 +78,7 @@ def convolve(
     """
     assert len({conv.native for conv in convs}) == 1, "all of them are native, or none"
     if convs[0].native:
-        return _convolve_natively(x, convs, relu, rectified, added)
+        return _convolve_natively(x, convs, relu, rectified, added, dtype or x.dtype)
     x = F.relu(x) if rectified else x
     for conv in convs:
         behind = relu or conv is not convs[-1]
@@ -92,22 +92,23 @@ def _convolve_natively(
     relu: bool,
     rectified: bool,
     added: torch.Tensor | None,
+    dtype: torch.dtype,
 ) -> torch.Tensor:
     first = convs[0]
     if not isinstance(first, PixelConv):
         x = x.permute(0, 2, 3, 1)
     elif x.dtype != torch.uint8:  # bytes are taken as they are, and divided there
-        x = x.float()
+        x = x.to(dtype)
     added = None if added is None else added.permute(0, 2, 3, 1).contiguous()
     if first.packs:
         x = x.contiguous()
         if first._packed is None:
-            first._packed = convolution.pack(x, *_parts_of(convs, relu, rectified))
+            first._packed = convolution.pack(x, *_parts_of(convs, relu, rectified), dtype)
         y = convolution.convolve(x, first._packed, added)
     else:
         kinds, kernels, biases = _parts_of(convs, relu, rectified)
         parameters = itertools.chain.from_iterable(zip(kernels, biases, strict=True))
-        y = convolution.Convolutions.apply(x, added, kinds, *parameters)
+        y = convolution.Convolutions.apply(x, added, kinds, dtype, *parameters)
     return y.permute(0, 3, 1, 2)
 
 

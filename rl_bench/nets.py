@@ -177,9 +177,10 @@ class ActorCritic(nn.Module):
         packs = policy.value_encoder is None and self.dtype == torch.bfloat16 and can_pack()
         for encoder in (policy.encoder, policy.value_encoder):
             for layer in packable(encoder) if encoder is not None else ():
-                layer.packs = packs or (isinstance(layer, Conv) and layer.native)
+                native = isinstance(layer, Conv) and layer.native
+                layer.packs = packs or native
                 # PixelConv stays: its weights are divided by 255 first, and would be rounded twice.
-                if not isinstance(layer, PixelConv):
+                if not native and not isinstance(layer, PixelConv):
                     layer.to(self.dtype)
         return policy.eval()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rl_bench import system
+from rl_bench import system, trial
 from rl_bench.benchmark.mode import Mode
 from rl_bench.config import Config
 from rl_bench.config_rules import (
@@ -59,35 +59,39 @@ def resolve(config: Config, mode: Mode) -> Config:
 
 
 def choose_kernels(config: Config, precision: str) -> str:
-    """`auto` → native where it computes faster and can be compiled.
+    """`auto` → native where it is right and faster, as a trial on this machine tells.
 
     Raises: ConfigError where `native` is asked for and cannot be had.
     """
-    asked = config.hardware.kernels
-    if asked == "torch" or (asked == "auto" and not _native_pays(config, precision)):
-        return "torch"
-    if not _has_frames(config) or precision != "fp32":
-        raise ConfigError(
-            f"hardware.kernels: native convolutions are for images in fp32, not for {precision} on "
-            f"{config.env.name}; add --set hardware.kernels=auto"
-        )
-    missing = library.why_missing()
-    if missing and asked == "native":
-        raise ConfigError(
-            f"hardware.kernels: native convolutions cannot be had: {missing}; "
-            "or add --set hardware.kernels=torch"
-        )
-    return "torch" if missing else "native"
+    asked, encoder = config.hardware.kernels, config.model.encoder
+    if asked == "native":
+        if not _has_frames(config):
+            raise ConfigError(
+                f"hardware.kernels: native convolutions are for images, which {config.env.name} "
+                "has not; add --set hardware.kernels=auto"
+            )
+        if wrong := trial.why_wrong(precision, encoder):
+            raise ConfigError(
+                f"hardware.kernels: native convolutions cannot be had: {wrong}; "
+                "or add --set hardware.kernels=torch"
+            )
+        return "native"
+    hopeless = asked == "torch" or not _native_may_pay(config, precision)
+    return "torch" if hopeless or trial.why_not(precision, encoder) else "native"
 
 
 def why_not_native(asked: Config, settled: Config) -> str | None:
-    """Why `auto` could not take native convolutions where they would have been faster."""
-    hoped = asked.hardware.kernels == "auto" and _native_pays(asked, settled.hardware.precision)
-    return library.why_missing() if hoped else None
+    """Why `auto` could not take native convolutions where they may have been faster."""
+    precision, encoder = settled.hardware.precision, settled.model.encoder
+    hoped = asked.hardware.kernels == "auto" and _native_may_pay(settled, precision)
+    return trial.why_wrong(precision, encoder) if hoped else None
 
 
-def _native_pays(config: Config, precision: str) -> bool:
-    return _has_frames(config) and precision == "fp32" and library.has_wide_vectors()
+def _native_may_pay(config: Config, precision: str) -> bool:
+    """Where the CPU has what they are fast with."""
+    if precision == "fp32":
+        return _has_frames(config) and library.has_wide_vectors()
+    return _has_frames(config) and system.has_bf16_instructions()
 
 
 def _has_frames(config: Config) -> bool:

@@ -1,7 +1,8 @@
-"""Convolutions in float32 by Winograd's minimal filtering, with biases and ReLUs in the same pass.
+"""Convolutions with biases and ReLUs in the same pass.
 
-They need 4 or 2.25 times fewer products than the definition. Layers that follow each other are done
-together, a few images at a time that stay in the cache; the work is done in `winograd.cpp`.
+Layers that follow each other are done together, a few images at a time that stay in the cache. In
+float32 `winograd.cpp` does with 4 or 2.25 times fewer products than the definition, in bfloat16
+`bfloat16.cpp` has the CPU's matrix unit do them all.
 
 Source: Lavin and Gray 2016 (arXiv 1509.09308), F(4 × 4, 3 × 3), and F(3 × 3, 2 × 2) for strided
 layers, after taking `stride` × `stride` pixels for one cell.
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import ctypes
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,10 +24,12 @@ from rl_bench.native import library
 
 KERNELS = (2, 3)  # sizes in cells
 LANES = 16  # channels are handled by the vector; the widest has 16 floats
+GROUP = 32  # images whose activations lie together in bfloat16; as in `blocks.h`
+COMPUTED_BY = {torch.float32: "winograd", torch.bfloat16: "bf16"}  # what names in C++ begin with
 
 
 class Geometry(ctypes.Structure):
-    """As in `geometry.h`."""
+    """As in `arguments.h`."""
 
     _fields_ = [
         (name, ctypes.c_int32)
@@ -37,7 +41,7 @@ class Geometry(ctypes.Structure):
 
 
 class Layer(ctypes.Structure):
-    """As in `layer.h`."""
+    """As in `arguments.h`."""
 
     _fields_ = [
         ("geometry", Geometry),
@@ -68,10 +72,10 @@ class Kind:
 
 
 class Convolutions(torch.autograd.Function):
-    """Images [N, H, W, C], through one layer after the other, → [N, H', W', O], float32.
+    """Images [N, H, W, C], through one layer after the other, → [N, H', W', O] of `dtype`.
 
-    Each layer has a kernel [O, C, K, K] and a bias [O]. The images may be uint8; they then count as
-    divided by 255. `added` [N, H', W', O], unless None, is added to the last outputs.
+    Each layer has a kernel [O, C, K, K] and a bias [O], float32. The images may be uint8; they then
+    count as divided by 255. `added` [N, H', W', O], unless None, is added to the last outputs.
     """
 
     @staticmethod
@@ -80,16 +84,18 @@ class Convolutions(torch.autograd.Function):
         images: torch.Tensor,
         added: torch.Tensor | None,
         kinds: Sequence[Kind],
+        dtype: torch.dtype,
         *kernels_and_biases: torch.Tensor,
     ) -> torch.Tensor:
         assert added is None or not kinds[-1].relu, "its gradient would have to pass the ReLU"
         images = images.contiguous()
         kernels, biases = kernels_and_biases[::2], kernels_and_biases[1::2]
-        packed = pack(images, kinds, kernels, biases)
-        outputs = [layer.room_for(images) for layer in packed]
+        packed = pack(images, kinds, kernels, biases, dtype)
+        outputs = [layer.room_to_learn_from(images) for layer in packed[:-1]]
+        outputs.append(packed[-1].room_for(images))
         _convolve(images, packed, outputs, added)
         out = outputs[-1]
-        ctx.forms = [layer.form for layer in packed]
+        ctx.forms, ctx.dtype = [layer.form for layer in packed], dtype
         # Without a ReLU behind it, the last layer's gradient does not ask for its outputs.
         ctx.save_for_backward(images, *outputs[:-1], out if kinds[-1].relu else None, *kernels)
         return out
@@ -106,7 +112,7 @@ class Convolutions(torch.autograd.Function):
             dimages = torch.empty_like(images)
         needed = [dimages is not None] + [True] * (len(kernels) - 1)
         turned = [
-            _pack_kernel(form.geometry, kernel, turned=True) if wanted else None
+            _pack_kernel(form.geometry, kernel, ctx.dtype, turned=True) if wanted else None
             for form, kernel, wanted in zip(ctx.forms, kernels, needed, strict=True)
         ]
         dkernels = [torch.empty_like(k, memory_format=torch.channels_last) for k in kernels]
@@ -115,11 +121,11 @@ class Convolutions(torch.autograd.Function):
             ctx.forms, u_transposed=turned, outputs=outputs, dkernel=dkernels, dbias=dbiases
         )
         library.call(
-            "convolve_backward", layers, len(layers), len(images),
+            _name("convolve_backward", ctx.dtype), layers, len(layers), len(images),
             images, gradient, dimages, _threads(images),
         )  # fmt: skip
         parameters = itertools.chain.from_iterable(zip(dkernels, dbiases, strict=True))
-        return dimages, gradient if ctx.needs_input_grad[1] else None, None, *parameters
+        return dimages, gradient if ctx.needs_input_grad[1] else None, None, None, *parameters
 
 
 @dataclass(frozen=True)
@@ -134,7 +140,8 @@ class Form:
 class Packed:
     """A layer whose kernel has the form that products need it in.
 
-    u is [points, stride² · C, O] with some room after each point's matrix.
+    u is [points, stride² · C, O] with some room after each point's matrix, or in bfloat16
+    [O / 16, K · K, C / 2, 16, 2]; its dtype is what the layer computes in.
     """
 
     form: Form
@@ -146,20 +153,28 @@ class Packed:
         g = self.form.geometry
         return self.u.new_empty(len(images), g.out_height, g.out_width, g.out_channels)
 
+    def room_to_learn_from(self, images: torch.Tensor) -> torch.Tensor:
+        """For outputs that another layer takes; in bfloat16 [groups, H', W', 32, O]."""
+        if self.u.dtype == torch.float32:
+            return self.room_for(images)
+        g, groups = self.form.geometry, math.ceil(len(images) / GROUP)
+        return self.u.new_empty(groups, g.out_height, g.out_width, GROUP, g.out_channels)
+
 
 def pack(
     images: torch.Tensor,
     kinds: Sequence[Kind],
     kernels: Sequence[torch.Tensor],
     biases: Sequence[torch.Tensor],
+    dtype: torch.dtype,
 ) -> list[Packed]:
-    """Layers for images [N, H, W, C] of this dtype, height and width, however many."""
-    assert images.dtype in (torch.uint8, torch.float32)
+    """Layers for images [N, H, W, C] of this kind, height and width, however many."""
+    assert images.dtype in (torch.uint8, dtype)
     layers: list[Packed] = []
     size, as_bytes = tuple(images.shape[1:]), images.dtype == torch.uint8
     for kind, kernel, bias in zip(kinds, kernels, biases, strict=True):
         geometry = _geometry(size, kernel, kind, as_bytes=as_bytes)
-        u = _pack_kernel(geometry, kernel)
+        u = _pack_kernel(geometry, kernel, dtype)
         layers.append(Packed(Form(geometry, kind.relu), u, bias.detach().contiguous()))
         size = (geometry.out_height, geometry.out_width, geometry.out_channels)
         as_bytes = False
@@ -193,13 +208,20 @@ def _geometry(
     )
 
 
-def _pack_kernel(geometry: Geometry, kernel: torch.Tensor, *, turned: bool = False) -> torch.Tensor:
-    """U, or `turned` with its last two axes exchanged, which gradients of images need."""
+def _pack_kernel(
+    geometry: Geometry, kernel: torch.Tensor, dtype: torch.dtype, *, turned: bool = False
+) -> torch.Tensor:
+    """U, or `turned` with channels and filters exchanged, which gradients of images need."""
     assert kernel.dtype == torch.float32
     kernel = kernel.detach().contiguous(memory_format=torch.channels_last)
-    u = kernel.new_empty(library.load().packed_size(ctypes.byref(geometry)))
-    library.call("pack_kernel", geometry, kernel, u, turned, torch.get_num_threads())
+    size = getattr(library.load(), _name("packed_size", dtype))(ctypes.byref(geometry))
+    u = kernel.new_empty(size, dtype=dtype)
+    library.call(_name("pack_kernel", dtype), geometry, kernel, u, turned, torch.get_num_threads())
     return u
+
+
+def _name(function: str, dtype: torch.dtype) -> str:
+    return f"{COMPUTED_BY[dtype]}_{function}"
 
 
 def convolve(
@@ -228,7 +250,8 @@ def _convolve(
         [p.form for p in packed],
         u=[p.u for p in packed], bias=[p.bias for p in packed], outputs=outputs,
     )  # fmt: skip
-    library.call("convolve", layers, len(layers), len(images), images, added, _threads(images))
+    name = _name("convolve", packed[0].u.dtype)
+    library.call(name, layers, len(layers), len(images), images, added, _threads(images))
 
 
 def _layers(forms: Sequence[Form], **columns: Sequence[torch.Tensor | None]) -> ctypes.Array[Layer]:

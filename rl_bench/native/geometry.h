@@ -1,17 +1,10 @@
-// What a convolution is given, and what follows from it.
+// What follows from the geometry of a convolution for its tiles.
 #pragma once
 
 #include <algorithm>
 
+#include "arguments.h"
 #include "transforms.h"
-
-struct Geometry {
-    int32_t height, width, channels;  // of an image
-    int32_t step, padding, kernel;    // kernel in cells, 2 or 3
-    int32_t out_height, out_width, out_channels;
-    int32_t bytes;  // whether the input is uint8 instead of float; pixels then count as bytes / 255
-    int32_t rectified;  // whether a ReLU comes before the convolution, of floats
-};
 
 namespace {
 

@@ -4,18 +4,6 @@
 #include "images.h"
 #include "matmul.h"
 
-// A convolution that takes the outputs of the one before it.
-struct Layer {
-    Geometry geometry;
-    int32_t relu;         // whether one comes behind it
-    const float* u;       // as `pack_kernel` makes it
-    const float* u_transposed;
-    const float* bias;    // [O]
-    float* outputs;       // [images, out_height, out_width, O]; for acting, the last layer's alone
-    float* dkernel;       // [O, rows, columns, channels]
-    float* dbias;         // [O]
-};
-
 namespace {
 
 thread_local Scratch<uint8_t> byte_grids;
@@ -77,7 +65,7 @@ float* inputs_of(const Plan& p, const void* images, int start, int stop, int til
 
 // `added`, unless null, is added before the ReLU.
 template <int R>
-void forward(const Plan& p, const Layer& layer, int images, const void* pixels, const float* added,
+void forward(const Plan& p, const Layer<float>& layer, int images, const void* pixels, const float* added,
              float* out) {
     for_blocks(p, images, [&](int start, int stop, int tile) {
         const int rows = rows_of(p, start, stop, tile), width = p.out_channels;
@@ -98,7 +86,7 @@ void forward(const Plan& p, const Layer& layer, int images, const void* pixels, 
 // Adds to `du_transposed` and `dbias`; writes `dimages` unless null. `activated` holds the outputs where a
 // ReLU came behind, else it is null.
 template <int R>
-void backward(const Plan& p, const Layer& layer, int images, const void* pixels,
+void backward(const Plan& p, const Layer<float>& layer, int images, const void* pixels,
               const float* gradient, const float* activated, float* du_transposed, float* dbias,
               float* dimages) {
     for_blocks(p, images, [&](int start, int stop, int tile) {

@@ -20,7 +20,7 @@ namespace {
 thread_local Scratch<float> between[2];  // of a group, behind even and odd layers
 thread_local Scratch<float> kernels, gradients;
 
-std::vector<Plan> plans_of(const Layer* layers, int count) {
+std::vector<Plan> plans_of(const Layer<float>* layers, int count) {
     std::vector<Plan> plans;
     for (int l = 0; l < count; ++l) plans.emplace_back(layers[l].geometry);
     return plans;
@@ -53,14 +53,14 @@ INLINE float scale_of(const Plan& p) { return p.bytes ? 1.0f / 255.0f : 1.0f; }
 }  // namespace
 
 // The size of U and of its transpose, in floats.
-extern "C" int32_t packed_size(const Geometry* geometry) {
+extern "C" int32_t winograd_packed_size(const Geometry* geometry) {
     const Plan p(*geometry);
     return p.points * plane_of(p.depth, p.out_channels);
 }
 
 // U [points, depth, O] of a kernel or, `turned`, the same as [points, O, depth], which gradients of images
 // need.
-extern "C" void pack_kernel(const Geometry* geometry, const float* kernel, float* u, int32_t turned,
+extern "C" void winograd_pack_kernel(const Geometry* geometry, const float* kernel, float* u, int32_t turned,
                             int32_t threads) {
     const Plan p(*geometry);
     if (turned) {
@@ -78,7 +78,7 @@ extern "C" void pack_kernel(const Geometry* geometry, const float* kernel, float
 }
 
 // Fills the outputs of the last of `count` layers, and of those before it that have room for them.
-extern "C" void convolve(const Layer* layers, int32_t count, int32_t images, const void* pixels,
+extern "C" void winograd_convolve(const Layer<float>* layers, int32_t count, int32_t images, const void* pixels,
                          const float* added, int32_t threads) {
     const auto plans = plans_of(layers, count);
     for_groups(plans, images, threads, [&](int first, int some, int) {
@@ -96,7 +96,7 @@ extern "C" void convolve(const Layer* layers, int32_t count, int32_t images, con
 }
 
 // Gradients of kernels and biases and, unless null, of the images, of the `gradient` of the last outputs.
-extern "C" void convolve_backward(const Layer* layers, int32_t count, int32_t images,
+extern "C" void winograd_convolve_backward(const Layer<float>* layers, int32_t count, int32_t images,
                                   const void* pixels, const float* gradient, float* dimages,
                                   int32_t threads) {
     const auto plans = plans_of(layers, count);

@@ -27,13 +27,14 @@ ALLOWED = {
     "layers": {"native"},
     "heads": {"layers"},
     "nets": {"errors", "heads", "layers"},
+    "trial": {"errors", "storage", "system", "native", "layers", "nets"},
     "envs": BASE,
     "agents": BASE | {"ops", "nets"},
     "rollout": BASE | {"envs", "nets", "system", "fork_server"},
     "training": BASE | {"nets", "agents", "rollout", "storage", "streams", "monitor", "rows"},
     "benchmark": BASE
     | {"config_rules", "config_files", "storage", "interrupts", "system", "monitor",
-       "fork_server", "envs", "native", "nets", "agents", "rollout", "training"},
+       "fork_server", "envs", "native", "nets", "trial", "agents", "rollout", "training"},
     "evaluation": BASE
     | {"config_files", "storage", "streams", "system", "envs", "nets", "training", "benchmark"},
     # Neither torch nor agents: what it reads are files.

@@ -1,0 +1,138 @@
+// A CPU's instructions for bfloat16, in plain C++: so that the code for them can be tested on CPUs that have
+// none. To be included before everything else, with UNIT defined: 0 for a CPU without, 1 for one that has
+// AVX512-BF16, 2 for one that has AMX too.
+//
+// Source: Intel's "Architecture Instruction Set Extensions Programming Reference", LDTILECFG, TILELOADD,
+// TILESTORED, TDPBF16PS, VDPBF16PS, VCVTNEPS2BF16.
+#pragma once
+
+#include <immintrin.h>
+#include <unistd.h>
+
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+
+namespace emulated {
+
+inline float as_float(uint16_t half) {
+    const uint32_t bits = (uint32_t)half << 16;
+    float value;
+    std::memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+typedef float Sixteen __attribute__((vector_size(64)));
+struct Pairs { uint16_t halves[32]; };
+
+template <typename Left, typename Right>
+inline Sixteen with_pairs(Sixteen sum, Left left, Right right) {
+    Pairs a, b;
+    std::memcpy(&a, &left, sizeof a);
+    std::memcpy(&b, &right, sizeof b);
+    for (int i = 0; i < 16; ++i)  // the odd ones first
+        for (int k = 1; k >= 0; --k)
+            sum[i] += as_float(a.halves[2 * i + k]) * as_float(b.halves[2 * i + k]);
+    return sum;
+}
+
+struct Tile {
+    int rows, row_bytes;
+    uint8_t memory[16][64];
+
+    // The processor raises an exception where a tile was not set up.
+    void check() const {
+        if (!rows || !row_bytes) std::abort();
+    }
+    void zero() { std::memset(memory, 0, sizeof memory); }
+    void load(const void* from, long stride) {
+        check();
+        zero();
+        for (int i = 0; i < rows; ++i)
+            std::memcpy(memory[i], static_cast<const char*>(from) + i * stride, row_bytes);
+    }
+    void store(void* to, long stride) const {
+        check();
+        for (int i = 0; i < rows; ++i)
+            std::memcpy(static_cast<char*>(to) + i * stride, memory[i], row_bytes);
+    }
+};
+
+inline thread_local Tile tiles[8];
+
+inline void configure(const void* from) {
+    struct { uint8_t palette, start, none[14]; uint16_t row_bytes[16]; uint8_t rows[16]; } shapes;
+    static_assert(sizeof shapes == 64);
+    std::memcpy(&shapes, from, sizeof shapes);
+    if (shapes.palette != 1 || shapes.start != 0) std::abort();
+    for (int i = 0; i < 8; ++i) {
+        if (shapes.rows[i] > 16 || shapes.row_bytes[i] > 64) std::abort();
+        tiles[i].zero();
+        tiles[i].rows = shapes.rows[i], tiles[i].row_bytes = shapes.row_bytes[i];
+    }
+}
+
+inline void multiply(int into, int left, int right) {
+    Tile &c = tiles[into], &a = tiles[left], &b = tiles[right];
+    const int pairs = a.row_bytes / 4;
+    if (c.rows != a.rows || b.rows != pairs || b.row_bytes != c.row_bytes) std::abort();
+    for (int m = 0; m < a.rows; ++m)
+        for (int k = 0; k < pairs; ++k)
+            for (int n = 0; n < c.row_bytes / 4; ++n) {
+                float sum;
+                uint16_t x[2], y[2];
+                std::memcpy(&sum, c.memory[m] + 4 * n, sizeof sum);
+                std::memcpy(x, a.memory[m] + 4 * k, sizeof x);
+                std::memcpy(y, b.memory[k] + 4 * n, sizeof y);
+                sum += as_float(x[0]) * as_float(y[0]);
+                sum += as_float(x[1]) * as_float(y[1]);
+                std::memcpy(c.memory[m] + 4 * n, &sum, sizeof sum);
+            }
+}
+
+inline long granted(...) { return 0; }
+
+inline void release() {
+    for (Tile& tile : tiles) tile.rows = tile.row_bytes = 0;
+}
+
+inline __m256bh nearest(__m512 from) {
+    uint32_t bits[16];
+    uint16_t halves[16];
+    std::memcpy(bits, &from, sizeof bits);
+    for (int i = 0; i < 16; ++i) {
+        const bool number = (bits[i] & 0x7fffffff) <= 0x7f800000;
+        halves[i] = (number ? bits[i] + 0x7fff + (bits[i] >> 16 & 1) : bits[i] | 0x400000) >> 16;
+    }
+    __m256bh to;
+    std::memcpy(&to, halves, sizeof to);
+    return to;
+}
+
+}  // namespace emulated
+
+#undef __AVX512BF16__
+#undef __AMX_TILE__
+#undef __AMX_BF16__
+
+#if UNIT >= 1
+#define __AVX512BF16__ 1
+#define _mm512_dpbf16_ps(sum, a, b) ((__m512)emulated::with_pairs((emulated::Sixteen)(sum), a, b))
+#define _mm512_cvtneps_pbh emulated::nearest
+#endif
+
+#if UNIT == 2
+#define __AMX_TILE__ 1
+#define __AMX_BF16__ 1
+#define syscall emulated::granted
+#undef _tile_zero
+#undef _tile_loadd
+#undef _tile_stored
+#undef _tile_dpbf16ps
+#define _tile_loadconfig emulated::configure
+#define _tile_release emulated::release
+#define _tile_zero(tile) emulated::tiles[tile].zero()
+#define _tile_loadd(tile, from, stride) emulated::tiles[tile].load(from, stride)
+#define _tile_stored(tile, to, stride) emulated::tiles[tile].store(to, stride)
+#define _tile_dpbf16ps emulated::multiply
+#endif
