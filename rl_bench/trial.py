@@ -32,13 +32,11 @@ REPEATS = 5
 TOLERANCE = {"fp32": 0.01, "bf16": 0.1}
 
 
-@functools.cache
 def why_wrong(precision: str, encoder: str) -> str | None:
     """Why compiled layers cannot be used; None where they can."""
     return library.why_missing() or _findings(precision, encoder).get("failed")
 
 
-@functools.cache
 def why_not(precision: str, encoder: str) -> str | None:
     """Why torch's layers are the better choice; None where they are not."""
     if wrong := why_wrong(precision, encoder):
@@ -47,6 +45,7 @@ def why_not(precision: str, encoder: str) -> str | None:
     return None if speedup > 1.0 else f"they are {speedup:.2f} times as fast as torch's here"
 
 
+@functools.cache
 def _findings(precision: str, encoder: str) -> dict[str, Any]:
     """`error` and `speedup`, as `compare` gives them, or why it `failed`."""
     path = library.compiled()

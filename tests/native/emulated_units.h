@@ -15,25 +15,20 @@
 
 namespace emulated {
 
-inline float as_float(uint16_t half) {
-    const uint32_t bits = (uint32_t)half << 16;
-    float value;
-    std::memcpy(&value, &bits, sizeof value);
-    return value;
+typedef float Sixteen __attribute__((vector_size(64)));
+typedef uint32_t Words __attribute__((vector_size(64)));
+
+template <typename To, typename From>
+inline To as(const From& from) {
+    To to;
+    std::memcpy(&to, &from, sizeof to);
+    return to;
 }
 
-typedef float Sixteen __attribute__((vector_size(64)));
-struct Pairs { uint16_t halves[32]; };
-
-template <typename Left, typename Right>
-inline Sixteen with_pairs(Sixteen sum, Left left, Right right) {
-    Pairs a, b;
-    std::memcpy(&a, &left, sizeof a);
-    std::memcpy(&b, &right, sizeof b);
-    for (int i = 0; i < 16; ++i)  // the odd ones first
-        for (int k = 1; k >= 0; --k)
-            sum[i] += as_float(a.halves[2 * i + k]) * as_float(b.halves[2 * i + k]);
-    return sum;
+// Products of pairs of numbers whose upper halves of a float lie side by side.
+inline Sixteen with_pairs(Sixteen sum, Words a, Words b) {
+    sum += (Sixteen)(a & 0xffff0000) * (Sixteen)(b & 0xffff0000);  // the odd ones first
+    return sum + (Sixteen)(a << 16) * (Sixteen)(b << 16);
 }
 
 struct Tile {
@@ -76,18 +71,12 @@ inline void multiply(int into, int left, int right) {
     Tile &c = tiles[into], &a = tiles[left], &b = tiles[right];
     const int pairs = a.row_bytes / 4;
     if (c.rows != a.rows || b.rows != pairs || b.row_bytes != c.row_bytes) std::abort();
-    for (int m = 0; m < a.rows; ++m)
+    for (int m = 0; m < a.rows; ++m) {
+        Sixteen sum = as<Sixteen>(c.memory[m]);
         for (int k = 0; k < pairs; ++k)
-            for (int n = 0; n < c.row_bytes / 4; ++n) {
-                float sum;
-                uint16_t x[2], y[2];
-                std::memcpy(&sum, c.memory[m] + 4 * n, sizeof sum);
-                std::memcpy(x, a.memory[m] + 4 * k, sizeof x);
-                std::memcpy(y, b.memory[k] + 4 * n, sizeof y);
-                sum += as_float(x[0]) * as_float(y[0]);
-                sum += as_float(x[1]) * as_float(y[1]);
-                std::memcpy(c.memory[m] + 4 * n, &sum, sizeof sum);
-            }
+            sum = with_pairs(sum, as<uint32_t>(a.memory[m][4 * k]) - Words{}, as<Words>(b.memory[k]));
+        std::memcpy(c.memory[m], &sum, sizeof sum);
+    }
 }
 
 inline long granted(...) { return 0; }
@@ -117,7 +106,9 @@ inline __m256bh nearest(__m512 from) {
 
 #if UNIT >= 1
 #define __AVX512BF16__ 1
-#define _mm512_dpbf16_ps(sum, a, b) ((__m512)emulated::with_pairs((emulated::Sixteen)(sum), a, b))
+#define _mm512_dpbf16_ps(sum, a, b)                                                          \
+    ((__m512)emulated::with_pairs((emulated::Sixteen)(sum), emulated::as<emulated::Words>(a), \
+                                  emulated::as<emulated::Words>(b)))
 #define _mm512_cvtneps_pbh emulated::nearest
 #endif
 

@@ -241,8 +241,7 @@ def forget():
     library.compiled.cache_clear()
     library.why_missing.cache_clear()
     library._own_directory.cache_clear()
-    trial.why_wrong.cache_clear()
-    trial.why_not.cache_clear()
+    trial._findings.cache_clear()
 
 
 def in_fp32(**changes):

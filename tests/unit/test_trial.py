@@ -1,0 +1,161 @@
+"""Compiled layers are taken where a trial finds them right and faster, and only there."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from rl_bench import system, trial
+from rl_bench.benchmark import resolve
+from rl_bench.benchmark.mode import Mode
+from rl_bench.config import Config
+from rl_bench.errors import ConfigError
+from rl_bench.native import library
+from tests.unit.test_native import needs_compiler, needs_wide_vectors
+
+FASTER, SLOWER, WRONG = (
+    {"error": 0.0, "speedup": 1.5},
+    {"error": 0.0, "speedup": 0.8},
+    {"failed": "no"},
+)
+
+
+forget = trial._findings.cache_clear
+
+
+@pytest.fixture(autouse=True)
+def forgetful():
+    """Nothing is remembered from before, nor afterwards."""
+    yield forget()
+    forget()
+
+
+@pytest.fixture
+def library_in(monkeypatch, tmp_path):
+    """A file that stands for the library, in an empty directory."""
+    path = tmp_path / "native-0.so"
+    monkeypatch.setattr(library, "compiled", lambda: path)
+    monkeypatch.setattr(library, "why_missing", lambda: None)
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("script", "told"),
+    [
+        ("kill -ILL $$", "their trial ended with SIGILL"),
+        ("exec sleep 60", "did not end within 1 s"),
+        ("echo one >&2; echo 'OSError: two' >&2; exit 1", "their trial failed: OSError: two"),
+        ("exit 1", "their trial failed: no message"),
+    ],
+)
+def test_a_trial_that_ends_badly_costs_only_itself(monkeypatch, library_in, tmp_path, script, told):
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\n{script}\n")
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    monkeypatch.setattr(trial, "LIMIT_SECONDS", 1.0)
+    assert told in str(trial.why_wrong("fp32", "nature"))
+    assert told in str(trial.why_not("fp32", "nature"))
+
+
+def test_what_is_no_library_is_told(library_in):
+    library_in.write_text("not a library")
+    assert "OSError" in str(trial.why_wrong("fp32", "nature"))
+
+
+def test_a_trial_is_made_once_for_each_library_precision_encoder_and_limit(monkeypatch, library_in):
+    tried = []
+    monkeypatch.setattr(trial, "_tried", lambda *what: tried.append(what) or FASTER)
+    for _ in range(2):
+        forget()
+        assert trial.why_not("fp32", "nature") is None
+    assert trial.why_not("bf16", "nature") is None
+    assert trial.why_not("fp32", "impala") is None
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    forget()
+    assert trial.why_not("fp32", "nature") is None
+    assert len(tried) == 4
+    kept = sorted(path.name for path in library_in.parent.glob("*.json"))
+    assert kept == [
+        "native-0-bf16-nature.json", "native-0-fp32-impala.json",
+        "native-0-fp32-nature-avx2.json", "native-0-fp32-nature.json",
+    ]  # fmt: skip
+
+
+def test_where_nothing_can_be_kept_it_is_made_again(monkeypatch, library_in):
+    tried = []
+    monkeypatch.setattr(trial, "_tried", lambda *what: tried.append(what) or SLOWER)
+    monkeypatch.setattr(library, "compiled", lambda: Path("/proc/native-0.so"))
+    for _ in range(2):
+        forget()
+        assert "0.80 times as fast" in str(trial.why_not("fp32", "nature"))
+    assert len(tried) == 2
+
+
+@needs_compiler
+@pytest.mark.parametrize("encoder", trial.FRAMES)
+def test_the_trial_finds_native_layers_right(encoder):
+    found = trial.compare("fp32", encoder)
+    assert found["error"] < 1e-4 and found["speedup"] > 0.0
+
+
+@needs_compiler
+def test_the_trial_finds_wrong_gradients(monkeypatch):
+    call = library.call
+
+    def wrong(name, *arguments):
+        if name == "winograd_convolve_backward":
+            arguments[4].neg_()  # the gradient that comes from behind
+        call(name, *arguments)
+
+    monkeypatch.setattr(library, "call", wrong)
+    assert "differ from torch's" in trial.compare("fp32", "nature")["failed"]
+
+
+@needs_compiler
+def test_as_a_command_it_prints_what_it_found():
+    assert trial._tried(library.compiled(), "fp32", "nature").keys() == FASTER.keys()
+
+
+def settle(precision, kernels="auto"):
+    config = Config().replace(hardware__precision=precision, hardware__kernels=kernels)
+    settled = resolve.resolve(config, Mode("ppo", "sequential", "timesteps"))
+    return settled.hardware.kernels, resolve.why_not_native(config, settled)
+
+
+@needs_wide_vectors
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_auto_follows_the_trial(monkeypatch, library_in, precision):
+    monkeypatch.setattr(system, "has_bf16_instructions", lambda: True)
+    for found, expected in (
+        (FASTER, ("native", None)),
+        (SLOWER, ("torch", None)),
+        (WRONG, ("torch", "no")),
+    ):
+        monkeypatch.setattr(trial, "_findings", lambda *_, found=found: found)
+        forget()
+        assert settle(precision) == expected
+        assert settle(precision, "torch") == ("torch", None)
+        if found is WRONG:
+            with pytest.raises(ConfigError, match=r"cannot be had: no; .*kernels=torch"):
+                settle(precision, "native")
+        else:
+            assert settle(precision, "native") == ("native", None)
+
+
+def test_without_instructions_for_it_bf16_is_left_to_torch(monkeypatch, library_in):
+    monkeypatch.setattr(system, "has_bf16_instructions", lambda: False)
+    monkeypatch.setattr(trial, "_findings", lambda *_: pytest.fail("tried"))
+    assert settle("bf16") == ("torch", None)
+
+
+def test_findings_that_were_damaged_are_made_again(monkeypatch, library_in):
+    kept = library_in.with_name("native-0-fp32-nature.json")
+    kept.write_text('{"error": 0.')
+    monkeypatch.setattr(trial, "_tried", lambda *_: FASTER)
+    assert trial.why_not("fp32", "nature") is None
+    assert json.loads(kept.read_text()) == FASTER
