@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from rl_bench.native import convolution
+from rl_bench.native import convolution, dense
 
 NO_DILATION = [1, 1]
 
@@ -44,9 +44,14 @@ class Dense(nn.Linear):
     """A linear layer, with a ReLU behind it on demand."""
 
     packs = False
+    native = False
     _packed: Any = None
 
     def forward(self, x: torch.Tensor, *, relu: bool = False) -> torch.Tensor:
+        if self.packs and self.native and x.dtype == torch.float32:
+            if self._packed is None:
+                self._packed = dense.pack(self.weight, self.bias)
+            return dense.apply(x, self._packed, relu=relu)
         bias = self.bias.to(x.dtype)
         if not self.packs:
             y = F.linear(x, self.weight.to(x.dtype), bias)
@@ -56,6 +61,10 @@ class Dense(nn.Linear):
         return torch.ops.mkldnn._linear_pointwise(
             x, self._packed, bias, "relu" if relu else "none", [], ""
         )
+
+    def use_native(self) -> None:
+        """From now on `rl_bench.native` computes it in float32, where it acts."""
+        self.native = True
 
     def repack(self) -> None:
         """To be called when the weights have changed."""

@@ -155,9 +155,8 @@ class ActorCritic(nn.Module):
         self.value = Dense(features, 1)
         self._initialise()
         if kernels == "native" and shared:
-            for module in self.encoder.modules():
-                if isinstance(module, Conv):
-                    module.use_native()
+            for layer in packable(self):
+                layer.use_native()
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, obs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -171,16 +170,20 @@ class ActorCritic(nn.Module):
     def acting_copy(self) -> ActorCritic:
         """A copy for inference: encoders cast once to the compute dtype, no gradients.
 
-        Encoders of images in bfloat16 are packed too, and so are native layers.
+        Native layers are packed, and encoders of images in bfloat16.
         """
         policy = copy.deepcopy(self).requires_grad_(False)
-        packs = policy.value_encoder is None and self.dtype == torch.bfloat16 and can_pack()
+        for layer in packable(policy):
+            layer.packs = layer.native
+        packs = policy.value_encoder is None and can_pack()
         for encoder in (policy.encoder, policy.value_encoder):
             for layer in packable(encoder) if encoder is not None else ():
-                native = isinstance(layer, Conv) and layer.native
-                layer.packs = packs or native
+                if isinstance(layer, Conv) and layer.native:
+                    continue  # its weights are cast when they are packed
+                if self.dtype == torch.bfloat16:
+                    layer.packs = packs
                 # PixelConv stays: its weights are divided by 255 first, and would be rounded twice.
-                if not native and not isinstance(layer, PixelConv):
+                if not isinstance(layer, PixelConv):
                     layer.to(self.dtype)
         return policy.eval()
 

@@ -84,7 +84,7 @@ def compare(precision: str, encoder: str) -> dict[str, Any]:
     """How far gradients are from torch's in float32, and how many times as fast as torch's."""
     import torch
 
-    from rl_bench.layers import Conv
+    from rl_bench.layers import packable
     from rl_bench.nets import DTYPES, IMAGE_ENCODERS
 
     torch.set_num_threads(1)
@@ -93,9 +93,8 @@ def compare(precision: str, encoder: str) -> dict[str, Any]:
     frames = torch.randint(0, 256, (FRAMES[encoder], *shape), dtype=torch.uint8)
     theirs = kind(shape, kind.default_hidden_size).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     ours = copy.deepcopy(theirs)
-    for module in ours.modules():
-        if isinstance(module, Conv):
-            module.use_native()
+    for layer in packable(ours):
+        layer.use_native()
 
     def gradient(net: torch.nn.Module, dtype: torch.dtype) -> torch.Tensor:
         net.zero_grad()

@@ -13,8 +13,8 @@ from rl_bench.benchmark import resolve
 from rl_bench.benchmark.mode import Mode
 from rl_bench.config import Config
 from rl_bench.errors import ConfigError
-from rl_bench.layers import Conv
-from rl_bench.native import convolution, library
+from rl_bench.layers import Conv, packable
+from rl_bench.native import convolution, dense, library
 from rl_bench.nets import ActorCritic
 
 FRAMES = Box(0, 255, (64, 64, 3), np.uint8)
@@ -198,6 +198,33 @@ def test_what_is_not_a_number_stays():
 
 
 @needs_compiler
+@pytest.mark.parametrize(("inputs", "outputs"), [(1024, 512), (512, 15), (512, 1), (37, 40)])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_dense_layers_are_those_of_the_definition(inputs, outputs, threads):
+    # Breaks when: a panel, its bias or its end is wrong; a row depends on those beside it.
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(33, inputs, generator=generator)
+    weight = torch.randn(outputs, inputs, generator=generator) / inputs**0.5
+    bias = torch.randn(outputs, generator=generator)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        packed = dense.pack(weight, bias)
+        for relu in (False, True):
+            found = dense.apply(x, packed, relu=relu)
+            expected = F.linear(x.double(), weight.double(), bias.double())
+            expected = F.relu(expected) if relu else expected
+            torch.testing.assert_close(found, expected.float(), rtol=1e-5, atol=1e-5)
+            for few in (slice(0, 1), slice(5, 12), slice(12, 33)):
+                assert torch.equal(dense.apply(x[few], packed, relu=relu), found[few])
+        x[1, 3] = float("nan")
+        found = dense.apply(x, packed, relu=True)
+        assert found[1].isnan().all() and found[[0, 2]].isfinite().all()
+    finally:
+        torch.set_num_threads(before)
+
+
+@needs_compiler
 @pytest.mark.parametrize("encoder", ["nature", "impala"])
 def test_networks_learn_and_act_as_those_of_torch(encoder):
     # Breaks when: a layer loses its ReLU, or an acting copy keeps the weights of before.
@@ -214,6 +241,7 @@ def test_networks_learn_and_act_as_those_of_torch(encoder):
         # Rounding may decide which of two pixels is a pool's largest, for a few of many thousands.
         assert (ours.grad - theirs.grad).norm() < 0.01 * theirs.grad.norm()
     acting = native.acting_copy()
+    assert all(layer.packs for layer in packable(acting))
     for _ in range(2):
         with torch.inference_mode():
             for ours, theirs in zip(acting(frames), plain(frames), strict=True):

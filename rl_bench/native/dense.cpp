@@ -1,0 +1,60 @@
+// A dense layer for acting, in float32: of few rows, with weights that come from far away at every step.
+//
+// They lie in panels [⌈O / PANEL⌉, 1 + inputs, PANEL], the bias first, and are read once from front to
+// back, by each thread some of them; what is beyond O is zero.
+
+#include <algorithm>
+
+#include "matmul.h"
+#include "threads.h"
+
+namespace {
+
+constexpr int PANEL = 2 * W;  // outputs
+
+thread_local Scratch<float> products;
+
+}  // namespace
+
+// The size of the panels, in floats.
+extern "C" int32_t dense_packed_size(int32_t inputs, int32_t outputs) {
+    return ceil_div(outputs, PANEL) * PANEL * (1 + inputs);
+}
+
+// The panels of weights [O, inputs] and a bias [O].
+extern "C" void dense_pack(const float* weights, const float* bias, int32_t inputs, int32_t outputs,
+                           float* panels, int32_t threads) {
+    in_shares(ceil_div(outputs, PANEL), threads, [&](int first, int last, int) {
+        for (int panel = first; panel < last; ++panel)
+            for (int j = 0; j < PANEL; ++j) {
+                const int o = panel * PANEL + j;
+                float* to = panels + (size_t)panel * PANEL * (1 + inputs) + j;
+                to[0] = o < outputs ? bias[o] : 0.0f;
+                for (int i = 0; i < inputs; ++i)
+                    to[(size_t)(1 + i) * PANEL] =
+                        o < outputs ? weights[(size_t)o * inputs + i] : 0.0f;
+            }
+    });
+}
+
+// `out` [rows, O] of x [rows, inputs], with a ReLU behind it on demand.
+extern "C" void dense(const float* x, int32_t rows, int32_t inputs, int32_t outputs,
+                      const float* panels, int32_t relu, float* out, int32_t threads) {
+    const int count = ceil_div(outputs, PANEL);
+    in_shares(count, std::min(threads, count), [&](int first, int last, int) {
+        float* y = products.of((size_t)rows * PANEL);
+        for (int panel = first; panel < last; ++panel) {
+            const float* bias = panels + (size_t)panel * PANEL * (1 + inputs);
+            columns<Order::ROWS_FIRST, 2, false>(rows, x, inputs, bias + PANEL, PANEL, y, PANEL, inputs);
+            const int some = std::min(PANEL, outputs - panel * PANEL);
+            for (int r = 0; r < rows; ++r) {
+                float* row = y + r * PANEL;
+                for (int j = 0; j < PANEL; j += W) {
+                    const Vec sum = load(row + j) + load(bias + j);
+                    store(row + j, relu ? where_positive(sum, sum) : sum);
+                }
+                std::memcpy(out + (size_t)r * outputs + panel * PANEL, row, some * sizeof(float));
+            }
+        }
+    });
+}
