@@ -34,7 +34,8 @@ void for_groups(const std::vector<Plan>& plans, int images, int threads, Group g
     for (size_t l = 1; l < plans.size(); ++l) largest = std::max(largest, plans[l].image());
     const int most = plans.size() > 1 ? std::max<int>(FLOATS / largest, 1) : images;
     in_shares(images, threads, [&](int first, int last, int thread) {
-        const int share = last - first, groups = ceil_div(share, most);
+        const int share = last - first;
+        const int groups = std::min(std::max((share + most / 2) / most, 1), share);
         for (int g = 0; g < groups; ++g) {
             const int start = begin_of(g, groups, share), stop = begin_of(g + 1, groups, share);
             group(first + start, stop - start, thread);
