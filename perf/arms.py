@@ -87,9 +87,10 @@ ARMS: dict[str, Arm] = {
     "ppo-sequential-avx2": Arm("PPO sequential, AVX2", (PPO,), environment=NO_BF16),
     "sb3-avx2": Arm("Stable-Baselines3 PPO, AVX2", ("sb3",), peer=True, environment=NO_BF16),
     **{f"ppo-{count}-envs": environments(count) for count in (16, 64, 128, 256)},
+    "ppo-sequential-torch": Arm("PPO sequential, torch alone", (PPO, *TORCH)),
     "ppo-sequential-fp32": Arm("PPO sequential, fp32", (PPO, *FP32)),
-    "ppo-sequential-fp32-torch": Arm("PPO sequential, fp32, torch alone", (PPO, *FP32, *TORCH)),
     # Not in the suite: what the defaults were weighed against.
+    "ppo-sequential-fp32-torch": Arm("PPO sequential, fp32, torch alone", (PPO, *FP32, *TORCH)),
     "ppo-2x16": Arm("PPO 2 × 16", (PPO_PARALLEL, *layout(2))),
     "ppo-4x8": Arm("PPO 4 × 8", (PPO_PARALLEL, *layout(4))),
     "ppo-2x16-central": Arm("PPO 2 × 16, central", (PPO_PARALLEL, *layout(2), *CENTRAL)),

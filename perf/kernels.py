@@ -1,4 +1,4 @@
-"""Native convolutions against torch's, in float32: inference and gradients of one process.
+"""Native layers against torch's: inference, rollouts and gradients of one process.
 
 In turns, medians and the median of the ratios pair by pair, for both encoders:
 
@@ -25,16 +25,19 @@ from rl_bench.agents.ppo import ClippedObjective  # noqa: E402
 from rl_bench.benchmark import build  # noqa: E402
 from rl_bench.config import Config  # noqa: E402
 from rl_bench.nets import ActorCritic  # noqa: E402
+from rl_bench.rollout.worker import WorkerSeeds  # noqa: E402
+from rl_bench.types import Trajectory  # noqa: E402
 
 KERNELS = ("native", "torch")
 INFERRED = (16, 32, 128)
+PLAYED, STEPS = (16, 32), 32
 TRAINED = {"nature": (64, 128, 512), "impala": (32, 128)}
 Action = Callable[[], Any]
 
 
-def make_config(kernels: str, encoder: str) -> Config:
+def make_config(kernels: str, encoder: str, precision: str) -> Config:
     return config().replace(
-        hardware__precision="fp32", hardware__kernels=kernels, model__encoder=encoder
+        hardware__precision=precision, hardware__kernels=kernels, model__encoder=encoder
     )
 
 
@@ -47,6 +50,17 @@ def inference(net: ActorCritic, rows: int) -> Action:
             policy(frames)
 
     return act
+
+
+def rollout(settings: Config, net: ActorCritic, rows: int, threads: int) -> Action:
+    """Steps of CoinRun between inferences, which leave little of the weights in the caches."""
+    env_threads = 0 if threads == 1 else threads
+    env = build.make_vector_env(settings.env, rows, seed=1, num_threads=env_threads)
+    worker = build.make_worker(
+        settings.replace(training__n_steps=STEPS), env, net, WorkerSeeds(1, 1)
+    )
+    block = Trajectory.allocate(STEPS, rows, env.observation_space, env.action_space)
+    return lambda: worker.collect(block)
 
 
 def gradient(net: ActorCritic, settings: Config, rows: int) -> Action:
@@ -70,9 +84,9 @@ def in_turns(actions: dict[str, Action], repeats: int) -> dict[str, list[float]]
     return {name: samples[2:] for name, samples in seconds.items()}
 
 
-def show(what: str, rows: int, seconds: dict[str, list[float]]) -> None:
+def show(what: str, rows: int, seconds: dict[str, list[float]], *, times: int = 1) -> None:
     cells = "   ".join(
-        f"{name} {1e6 * statistics.median(samples) / rows:7.1f}"
+        f"{name} {1e6 * statistics.median(samples) / rows / times:7.1f}"
         for name, samples in seconds.items()
     )
     ratios = [b / a for a, b in zip(seconds["native"], seconds["torch"], strict=True)]
@@ -85,15 +99,22 @@ def main() -> None:
     )
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--precision", default="auto", choices=("auto", "fp32", "bf16"))
     arguments = parser.parse_args()
+    precision = system.resolve_precision(arguments.precision)
     system.prepare_process(arguments.threads)
     for encoder, trained in TRAINED.items():
-        configs = {kernels: make_config(kernels, encoder) for kernels in KERNELS}
+        configs = {kernels: make_config(kernels, encoder, precision) for kernels in KERNELS}
         nets = {kernels: build.make_net(settings) for kernels, settings in configs.items()}
-        print(f"{encoder} encoder, {arguments.threads} thread(s)")
+        print(f"{encoder} encoder, {precision}, {arguments.threads} thread(s)")
         for rows in INFERRED:
             actions = {kernels: inference(net, rows) for kernels, net in nets.items()}
             show("inference", rows, in_turns(actions, arguments.repeats))
+        for rows in PLAYED:
+            actions = {
+                k: rollout(configs[k], net, rows, arguments.threads) for k, net in nets.items()
+            }
+            show("rollout", rows, in_turns(actions, arguments.repeats), times=STEPS)
         for rows in trained:
             actions = {k: gradient(net, configs[k], rows) for k, net in nets.items()}
             show("gradient", rows, in_turns(actions, arguments.repeats))

@@ -31,7 +31,7 @@ SUITE = (
     "ppo-sequential", "ppo-parallel", "impala-sequential", "impala-parallel",
     "sb3", "sf-sync-4", "sf-async-4", "sf-async-1", "sf-async-1-stock", "rllib-ppo", "rllib-impala",
     "impala-encoder", "impala-encoder-plain", "ppo-sequential-avx2", "sb3-avx2",
-    "ppo-sequential-fp32", "ppo-sequential-fp32-torch",
+    "ppo-sequential-torch", "ppo-sequential-fp32",
     "ppo-16-envs", "ppo-64-envs", "ppo-128-envs", "ppo-256-envs",
 )  # fmt: skip
 # What is held against what: the fastest of those on the right that were measured.
@@ -45,7 +45,8 @@ RATIOS = (
     ("impala-parallel", ("rllib-impala",)),
     ("impala-encoder", ("impala-encoder-plain",)),
     ("ppo-sequential-avx2", ("sb3-avx2",)),
-    ("ppo-sequential-fp32", ("ppo-sequential-fp32-torch",)),
+    ("ppo-sequential", ("ppo-sequential-torch",)),
+    ("ppo-sequential", ("ppo-sequential-fp32",)),
 )
 ENVIRONMENTS = ("ppo-16-envs", "ppo-sequential", "ppo-64-envs", "ppo-128-envs", "ppo-256-envs")
 Runs = dict[str, list[Measurement]]

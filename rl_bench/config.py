@@ -183,8 +183,8 @@ class HardwareConfig:
     )
     kernels: str = setting(
         "auto",
-        "who computes convolutions: native code, compiled once on this machine, for fp32; "
-        "auto takes it where there are AVX2 and a C++ compiler, else torch",
+        "who computes the layers of images: torch, or native code, compiled once on this machine; "
+        "auto takes native code where a trial found it right and faster",
         choices=("auto", "native", "torch"),
     )
 

@@ -1,12 +1,13 @@
 """Layers that compute in the dtype of their input, whatever their weights are kept in.
 
-In float32 `rl_bench.native` can compute convolutions instead of torch (one thread of an AVX2 CPU,
-Nature encoder: half the time for a gradient of 512 rows; perf/kernels.py).
+`rl_bench.native` can compute convolutions instead of torch (in float32, one thread of an AVX2 CPU,
+Nature encoder: half the time for a gradient of 512 rows; perf/kernels.py), and, where they act,
+dense layers in float32.
 
-For inference layers can be packed: weights are laid out once as the matrix units want them, which
-oneDNN otherwise does at every call, and a ReLU is applied in the same pass (measured: 32 frames in
-two thirds of the time; the same numbers to the bit). The operators are those that torch.compile
-uses for frozen weights; where torch has none of them, layers stay as they are.
+For inference torch's layers can be packed: weights are laid out once as the matrix units want them,
+which oneDNN otherwise does at every call, and a ReLU is applied in the same pass (measured: 32
+frames in two thirds of the time; the same numbers to the bit). The operators are those that
+torch.compile uses for frozen weights; where torch has none of them, layers stay as they are.
 """
 
 from __future__ import annotations

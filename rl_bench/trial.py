@@ -1,14 +1,14 @@
 """Whether compiled layers are right and faster than torch's on this machine: tried, not assumed.
 
 Once for each library, precision and encoder, in a process of its own that may come to harm, on one
-thread. What was found lies beside the library.
+thread. What was found lies beside the library; to have it tried again, delete it there.
 """
 
 from __future__ import annotations
 
 import contextlib
-import copy
 import functools
+import hashlib
 import json
 import os
 import signal
@@ -25,11 +25,15 @@ from rl_bench.errors import StorageError
 from rl_bench.native import library
 
 LIMIT_SECONDS = 60.0
-FRAMES = {"nature": 128, "impala": 32}  # in a gradient
+FRAMES = {"nature": 136, "impala": 40}  # in a gradient; as shares are, no whole number of groups
+ACTING = (5, 40)
 REPEATS = 5
-# Of the norm of torch's gradient in float32; the rounding of bfloat16 alone makes up to 0.04, and
-# rounding decides which of two pixels is a pool's largest.
+# Of the norm of what torch computes in float32, for each parameter; rounding to bfloat16 alone
+# makes up to 0.04, and decides which of two pixels is a pool's largest.
 TOLERANCE = {"fp32": 0.01, "bf16": 0.1}
+# What would happen again; other ends may be the machine's fault.
+CRASHES = (signal.SIGILL, signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGABRT)
+HERE = Path(__file__).resolve().parent
 
 
 def why_wrong(precision: str, encoder: str) -> str | None:
@@ -49,77 +53,103 @@ def why_not(precision: str, encoder: str) -> str | None:
 def _findings(precision: str, encoder: str) -> dict[str, Any]:
     """`error` and `speedup`, as `compare` gives them, or why it `failed`."""
     path = library.compiled()
-    # What oneDNN is limited to, torch was compared in.
-    limit = os.environ.get("ONEDNN_MAX_CPU_ISA", "").lower()
-    facts = [path.stem, precision, encoder, *([limit] if limit else [])]
-    kept = path.with_name("-".join(facts) + ".json")
+    kept = path.with_name(f"{path.stem}-{precision}-{encoder}-{_fingerprint()}.json")
     with contextlib.suppress(OSError, ValueError):
-        return json.loads(kept.read_text())
-    found = _tried(path, precision, encoder)
-    with contextlib.suppress(StorageError):  # then it is tried again next time
-        storage.write_json(kept, found)
+        found = json.loads(kept.read_text())
+        if "failed" in found or "speedup" in found:
+            return found
+    found, lasting = _tried(path, precision, encoder)
+    if lasting:
+        with contextlib.suppress(StorageError):  # then it is tried again next time
+            storage.write_json(kept, found)
     return found
 
 
-def _tried(path: Path, precision: str, encoder: str) -> dict[str, Any]:
+def _fingerprint() -> str:
+    """Of what was compared beside the library: our layers, torch, what oneDNN is limited to."""
+    import torch
+
+    facts = [torch.__version__, os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper()]
+    digest = hashlib.sha256("\n".join(facts).encode())
+    for name in ("trial.py", "layers.py", "nets.py", "native/convolution.py", "native/dense.py"):
+        digest.update((HERE / name).read_bytes())
+    return digest.hexdigest()[:8]
+
+
+def _tried(path: Path, precision: str, encoder: str) -> tuple[dict[str, Any], bool]:
+    """What was found, and whether it would be found again."""
     command = [sys.executable, "-m", "rl_bench.trial", str(path), precision, encoder]
-    own, others = str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH")
-    environment = {**os.environ, "PYTHONPATH": f"{own}{os.pathsep}{others}" if others else own}
     try:
         done = subprocess.run(
             command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace",
-            timeout=LIMIT_SECONDS, env=environment,
+            timeout=LIMIT_SECONDS, cwd=HERE.parent,
         )  # fmt: skip
     except subprocess.TimeoutExpired:
-        return {"failed": f"their trial did not end within {LIMIT_SECONDS:g} s"}
+        return {"failed": f"their trial did not end within {LIMIT_SECONDS:g} s"}, False
     if done.returncode < 0:
-        return {"failed": f"their trial ended with {signal.Signals(-done.returncode).name}"}
-    if done.returncode > 0:
-        told = (done.stderr.splitlines() or ["no message"])[-1]
-        return {"failed": f"their trial failed: {told}"}
-    return json.loads(done.stdout)
+        ended = signal.Signals(-done.returncode)
+        return {"failed": f"their trial ended with {ended.name}"}, ended in CRASHES
+    with contextlib.suppress(IndexError, ValueError):
+        # Whatever else was printed comes before.
+        return json.loads(done.stdout.splitlines()[-1]), True
+    told = (done.stderr.splitlines() or [f"exit code {done.returncode}"])[-1]
+    return {"failed": f"their trial failed: {told}"}, False
 
 
 def compare(precision: str, encoder: str) -> dict[str, Any]:
-    """How far gradients are from torch's in float32, and how many times as fast as torch's."""
-    import torch
+    """How far gradients and acting are from torch's in float32, and how many times as fast.
 
-    from rl_bench.layers import packable
-    from rl_bench.nets import DTYPES, IMAGE_ENCODERS
+    Returns: `error`, relative to the norm and the largest of all, and `speedup`, of a gradient, or
+    why it `failed`.
+    """
+    import numpy as np
+    import torch
+    from gymnasium.spaces import Box, Discrete
+
+    from rl_bench.nets import ActorCritic
 
     torch.set_num_threads(1)
-    shape, kind, dtype = (64, 64, 3), IMAGE_ENCODERS[encoder], DTYPES[precision]
     torch.manual_seed(0)
-    frames = torch.randint(0, 256, (FRAMES[encoder], *shape), dtype=torch.uint8)
-    theirs = kind(shape, kind.default_hidden_size).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    ours = copy.deepcopy(theirs)
-    for layer in packable(ours):
-        layer.use_native()
+    spaces = Box(0, 255, (64, 64, 3), np.uint8), Discrete(15)
+    frames = torch.randint(0, 256, (FRAMES[encoder], 64, 64, 3), dtype=torch.uint8)
 
-    def gradient(net: torch.nn.Module, dtype: torch.dtype) -> torch.Tensor:
+    def make(precision: str, kernels: str) -> ActorCritic:
+        torch.manual_seed(0)
+        return ActorCritic(*spaces, encoder=encoder, precision=precision, kernels=kernels)
+
+    def gradient(net: ActorCritic) -> list[torch.Tensor]:
         net.zero_grad()
-        net(frames, dtype).float().square().sum().backward()
-        return torch.cat([p.grad.flatten() for p in net.parameters() if p.grad is not None])
+        features = net.encoder(frames, net.dtype).float()
+        features.square().sum().backward()
+        return [p.grad for p in net.encoder.parameters() if p.grad is not None]
 
-    exact = gradient(theirs, torch.float32)
-    error = float((gradient(ours, dtype) - exact).norm() / exact.norm())
-    if not error < TOLERANCE[precision]:
-        return {"failed": f"their gradients differ from torch's by {error:.2g} of the norm"}
-    seconds = []
+    def acting(net: ActorCritic) -> list[torch.Tensor]:
+        policy = net.acting_copy()
+        with torch.inference_mode():
+            return [policy.encoder(frames[:n], net.dtype).float() for n in ACTING]
+
+    exact, theirs, ours = make("fp32", "torch"), make(precision, "torch"), make(precision, "native")
+    pairs = [*zip(gradient(ours), gradient(exact), strict=True)]
+    pairs += [*zip(acting(ours), acting(exact), strict=True)]
+    errors = [float((found - right).norm() / right.norm()) for found, right in pairs]
+    if not all(error < TOLERANCE[precision] for error in errors):
+        return {"failed": f"they differ from torch's by {max(errors):.2g} of the norm"}
+    ratios = []
     for _ in range(REPEATS):
+        seconds = []
         for net in (theirs, ours):
             started = time.perf_counter()
-            gradient(net, dtype)
+            gradient(net)
             seconds.append(time.perf_counter() - started)
-    ratios = [a / b for a, b in zip(seconds[::2], seconds[1::2], strict=True)]
-    return {"error": error, "speedup": statistics.median(ratios)}
+        ratios.append(seconds[0] / seconds[1])
+    return {"error": max(errors), "speedup": statistics.median(ratios)}
 
 
 def main(arguments: Sequence[str]) -> str | None:
     """With a library, a precision and an encoder: print what was found. Without: have all tried."""
     if arguments:
         library.load(Path(arguments[0]))
-        json.dump(compare(*arguments[1:]), sys.stdout)
+        sys.stdout.write("\n" + json.dumps(compare(*arguments[1:])) + "\n")
         return None
     if missing := library.why_missing():
         return f"convolutions are computed by torch, more slowly: {missing}"

@@ -4,7 +4,7 @@
 #include "vectors.h"
 
 typedef uint16_t Bf16;
-typedef Bf16 Halves __attribute__((vector_size(32)));    // 16 of them
+typedef Bf16 Bf16x16 __attribute__((vector_size(32)));    // 16 of them
 typedef float Floats __attribute__((vector_size(64)));   // as many, whatever the CPU's vectors hold
 typedef uint32_t Words __attribute__((vector_size(64)));
 
@@ -20,7 +20,7 @@ INLINE void store_as(Value* to, Vector value) {
     std::memcpy(to, &value, sizeof value);
 }
 
-INLINE Words words_of(Halves x) {
+INLINE Words words_of(Bf16x16 x) {
 #ifdef __AVX512F__
     return (Words)_mm512_cvtepu16_epi32((__m256i)x);  // the compiler takes four instructions
 #else
@@ -28,25 +28,25 @@ INLINE Words words_of(Halves x) {
 #endif
 }
 
-INLINE Floats widened(Halves x) { return (Floats)(words_of(x) << 16); }
+INLINE Floats widened(Bf16x16 x) { return (Floats)(words_of(x) << 16); }
 
 // Two values side by side, sixteen times.
-INLINE Words paired(Halves first, Halves second) { return words_of(first) | words_of(second) << 16; }
+INLINE Words paired(Bf16x16 first, Bf16x16 second) { return words_of(first) | words_of(second) << 16; }
 
 // To the nearest, and to the even one of two; what is not a number stays.
-INLINE Halves narrowed(Floats x) {
+INLINE Bf16x16 narrowed(Floats x) {
 #ifdef __AVX512BF16__
-    return (Halves)_mm512_cvtneps_pbh((__m512)x);
+    return (Bf16x16)_mm512_cvtneps_pbh((__m512)x);
 #else
     const Words bits = (Words)x, odd = bits >> 16 & 1;
     const Words nearest = bits + 0x7fff + odd, quiet = bits | 0x400000;
     const Words number = (Words)(x == x);
-    return __builtin_convertvector(((nearest & number) | (quiet & ~number)) >> 16, Halves);
+    return __builtin_convertvector(((nearest & number) | (quiet & ~number)) >> 16, Bf16x16);
 #endif
 }
 
 // Bytes are exact.
-INLINE Halves halves_of(const uint8_t* bytes) {
+INLINE Bf16x16 bf16_of(const uint8_t* bytes) {
     float values[16];
     for (int i = 0; i < 16; i += W) store(values + i, load(bytes + i));
     return narrowed(load_as<Floats>(values));
@@ -55,25 +55,33 @@ INLINE Halves halves_of(const uint8_t* bytes) {
 // A ReLU; what is not a number stays, to be noticed later.
 INLINE Floats rectified(Floats x) { return (Floats)(~(Words)(x <= 0.0f) & (Words)x); }
 
-typedef int16_t SignedHalves __attribute__((vector_size(32)));
+typedef int16_t Int16x16 __attribute__((vector_size(32)));
 
 // `value`, but 0 where `mask` is 0 or below.
-INLINE Halves where_positive(Halves mask, Halves value) {
-    return value & (Halves)((SignedHalves)mask > 0);
+INLINE Bf16x16 where_positive(Bf16x16 mask, Bf16x16 value) {
+    return value & (Bf16x16)((Int16x16)mask > 0);
 }
 
+#if defined __has_builtin
+#if __has_builtin(__builtin_shufflevector)
+#define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#endif
+#endif
+#ifndef SHUFFLE  // GCC before 12
+#define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, Bf16x16{__VA_ARGS__})
+#endif
+
 // a0 b0 a1 b1 … a7 b7, and a8 b8 … a15 b15.
-INLINE void interleave(Halves a, Halves b, Halves& first, Halves& second) {
-    typedef Halves H;
-    first = __builtin_shuffle(a, b, H{0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23});
-    second = __builtin_shuffle(a, b, H{8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31});
+INLINE void interleave(Bf16x16 a, Bf16x16 b, Bf16x16& first, Bf16x16& second) {
+    first = SHUFFLE(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+    second = SHUFFLE(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
 }
 
 // 16 × 16 values, rows to columns: four times, each row is interleaved with the one eight further on.
 INLINE void transpose(const Bf16* from, ptrdiff_t from_row, Bf16* to, ptrdiff_t to_row) {
-    Halves x[16], y[16];
+    Bf16x16 x[16], y[16];
 #pragma GCC unroll 16
-    for (int i = 0; i < 16; ++i) x[i] = load_as<Halves>(from + i * from_row);
+    for (int i = 0; i < 16; ++i) x[i] = load_as<Bf16x16>(from + i * from_row);
 #pragma GCC unroll 2
     for (int round = 0; round < 2; ++round) {
 #pragma GCC unroll 8

@@ -15,9 +15,12 @@ constexpr int LINE = 32;   // values in a line of a cache, and the most that a p
 // same few places of a cache.
 INLINE ptrdiff_t spread(ptrdiff_t count) { return (ceil_div(count, LINE) | 1) * LINE; }
 
+// A product takes the channels of one pixel under the kernel, if there are enough to take. Of frames, which
+// have three, it takes a strip: what lies under one row of the kernel, side by side in memory. A kernel of
+// 8 × 8 has 64 pixels of 3 values each, or 8 strips of 24.
 struct Shape : Geometry {
     int side;     // of the kernel, in pixels
-    bool strips;  // too few channels for a product, which takes a whole row under the kernel instead
+    bool strips;
     int taps;     // pixels, or strips, under the kernel
     int values;   // of each image there, and
     int depth;    // these in whole chunks; in a strip, zeros of the kernel meet those beyond its end
@@ -38,7 +41,8 @@ struct Shape : Geometry {
     size_t weights() const { return (size_t)taps * out_channels * depth; }
     // Images for strips are widened to bfloat16, with their padding around them and zeros behind.
     int wide_row() const { return (width + 2 * padding) * channels; }
-    ptrdiff_t wide_image() const { return spread((height + 2 * padding) * wide_row() + LINE); }
+    // Behind them is what a strip's end, or a pair of rows', may read too much.
+    ptrdiff_t wide_image() const { return spread((height + 2 * padding) * wide_row() + LINE + BLOCK); }
     // Where a product's rows, which are images, lie.
     ptrdiff_t source_row() const { return strips ? wide_image() : depth; }
     ptrdiff_t strip_at(int y, int x) const {
@@ -81,10 +85,10 @@ INLINE void for_outputs(const Shape& s, int row, int column, Tap tap) {
 
 INLINE void widen_row(const uint8_t* from, int count, Bf16* to) {
     int at = 0;
-    for (; at + BLOCK <= count; at += BLOCK) store_as(to + at, halves_of(from + at));
+    for (; at + BLOCK <= count; at += BLOCK) store_as(to + at, bf16_of(from + at));
     uint8_t rest[BLOCK] = {};
     std::memcpy(rest, from + at, count - at);
-    const Halves last = halves_of(rest);
+    const Bf16x16 last = bf16_of(rest);
     std::memcpy(to + at, &last, (count - at) * sizeof(Bf16));
 }
 
@@ -117,8 +121,8 @@ INLINE void fill_blocks(const Group& g, int pixels, int channels, const Bf16* im
         for (int pixel = 0; pixel < pixels; ++pixel)
             for (int c = 0; c < channels; c += BLOCK) {
                 const size_t at = ((size_t)(g.first + r) * pixels + pixel) * channels + c;
-                Halves x = {};
-                if (r < g.images) x = value(load_as<Halves>(images + at), at);
+                Bf16x16 x = {};
+                if (r < g.images) x = value(load_as<Bf16x16>(images + at), at);
                 store_as(blocks + ((size_t)pixel * g.rows + r) * channels + c, x);
             }
 }
@@ -126,7 +130,7 @@ INLINE void fill_blocks(const Group& g, int pixels, int channels, const Bf16* im
 // Two rows value by value: `pairs` [count, 2]; reads and writes whole blocks.
 INLINE void pair_rows(const Bf16* first, const Bf16* second, ptrdiff_t count, Bf16* pairs) {
     for (ptrdiff_t i = 0; i < count; i += BLOCK)
-        store_as(pairs + 2 * i, paired(load_as<Halves>(first + i), load_as<Halves>(second + i)));
+        store_as(pairs + 2 * i, paired(load_as<Bf16x16>(first + i), load_as<Bf16x16>(second + i)));
 }
 
 // `columns` [count, 32] ← `rows` [32, count]

@@ -57,7 +57,7 @@ def fits(
     *, channels: int, out_channels: int, kernel: int, stride: int, padding: int, first: bool
 ) -> bool:
     """Whether there is such a layer here; the `first` one needs no gradient of its input."""
-    cells = kernel / stride in KERNELS and (stride == 1 or padding == 0)
+    cells = kernel / stride in KERNELS and padding < (kernel if stride == 1 else 1)
     return cells and out_channels % LANES == 0 and (first or channels % LANES == 0)
 
 
@@ -141,7 +141,8 @@ class Packed:
     """A layer whose kernel has the form that products need it in.
 
     u is [points, stride² · C, O] with some room after each point's matrix, or in bfloat16
-    [O / 16, K · K, C / 2, 16, 2]; its dtype is what the layer computes in.
+    [O / 16, taps, C / 2, 16, 2], a tap being a pixel under the kernel (of frames, with few
+    channels, a row of them, padded to a multiple of 32). Its dtype is what the layer computes in.
     """
 
     form: Form
@@ -245,7 +246,9 @@ def _convolve(
     assert images.is_contiguous() and (images.dtype == torch.uint8) == first.bytes
     out = outputs[-1]
     assert out is not None
+    assert images.dtype in (torch.uint8, out.dtype), (images.dtype, out.dtype)
     assert added is None or (added.is_contiguous() and added.shape == out.shape)
+    assert added is None or added.dtype == out.dtype
     layers = _layers(
         [p.form for p in packed],
         u=[p.u for p in packed], bias=[p.bias for p in packed], outputs=outputs,

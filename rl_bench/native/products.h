@@ -82,7 +82,7 @@ void multiply_by_vectors(const Step* steps, int count, const Layout& by, float* 
 #ifdef HAS_TILES
 // Linux lets a process use the matrix unit once it has asked to.
 INLINE bool may_use_tiles() {
-    constexpr int ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_XTILEDATA = 18;
+    constexpr long ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_XTILEDATA = 18;
     static const bool granted = syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0;
     return granted;
 }

@@ -33,8 +33,8 @@ def libraries(tmp_path_factory):
         path = directory / f"{unit}.so"
         if not path.exists():
             flags = [f"-DUNIT={UNITS[unit]}", "-include", str(EMULATION), *library._limits()]
-            source = str(library.HERE / "bfloat16.cpp")
-            library._run(["g++", *library.FLAGS, *flags, source, "-o", str(path)], 120.0)
+            sources = [str(library.HERE / name) for name in ("bfloat16.cpp", "dense.cpp")]
+            library._run(["g++", *library.FLAGS, *flags, *sources, "-o", str(path)], 120.0)
         return ctypes.CDLL(str(path))
 
     return compiled

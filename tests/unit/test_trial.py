@@ -7,13 +7,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from rl_bench import system, trial
 from rl_bench.benchmark import resolve
 from rl_bench.benchmark.mode import Mode
 from rl_bench.config import Config
 from rl_bench.errors import ConfigError
-from rl_bench.native import library
+from rl_bench.native import dense, library
 from tests.unit.test_native import needs_compiler, needs_wide_vectors
 
 FASTER, SLOWER, WRONG = (
@@ -44,15 +45,24 @@ def library_in(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("script", "told"),
+    ("script", "told", "lasting"),
     [
-        ("kill -ILL $$", "their trial ended with SIGILL"),
-        ("exec sleep 60", "did not end within 1 s"),
-        ("echo one >&2; echo 'OSError: two' >&2; exit 1", "their trial failed: OSError: two"),
-        ("exit 1", "their trial failed: no message"),
+        ("kill -ILL $$", "their trial ended with SIGILL", True),
+        ("kill -KILL $$", "their trial ended with SIGKILL", False),  # by want of memory, say
+        ("exec sleep 60", "did not end within 1 s", False),
+        (
+            "echo one >&2; echo 'OSError: two' >&2; exit 1",
+            "their trial failed: OSError: two",
+            False,
+        ),
+        ("exit 1", "their trial failed: exit code 1", False),
+        ("echo 'no JSON'", "their trial failed: exit code 0", False),
     ],
 )
-def test_a_trial_that_ends_badly_costs_only_itself(monkeypatch, library_in, tmp_path, script, told):
+def test_a_trial_that_ends_badly_costs_only_itself(
+    monkeypatch, library_in, tmp_path, script, told, lasting
+):
+    # Breaks when: a busy machine's fault is kept for good, or a crash is tried at every start.
     python = tmp_path / "python"
     python.write_text(f"#!/bin/sh\n{script}\n")
     python.chmod(0o755)
@@ -60,6 +70,7 @@ def test_a_trial_that_ends_badly_costs_only_itself(monkeypatch, library_in, tmp_
     monkeypatch.setattr(trial, "LIMIT_SECONDS", 1.0)
     assert told in str(trial.why_wrong("fp32", "nature"))
     assert told in str(trial.why_not("fp32", "nature"))
+    assert len(list(tmp_path.glob("*.json"))) == lasting
 
 
 def test_what_is_no_library_is_told(library_in):
@@ -67,40 +78,53 @@ def test_what_is_no_library_is_told(library_in):
     assert "OSError" in str(trial.why_wrong("fp32", "nature"))
 
 
-def test_a_trial_is_made_once_for_each_library_precision_encoder_and_limit(monkeypatch, library_in):
-    tried = []
-    monkeypatch.setattr(trial, "_tried", lambda *what: tried.append(what) or FASTER)
+@pytest.fixture
+def tried(monkeypatch):
+    """What was tried; all of it is faster."""
+    calls = []
+    monkeypatch.setattr(trial, "_tried", lambda *what: calls.append(what) or (FASTER, True))
+    return calls
+
+
+def test_a_trial_is_made_once_for_each_thing_compared(monkeypatch, library_in, tried):
     for _ in range(2):
         forget()
+        for precision, encoder in (("fp32", "nature"), ("bf16", "nature"), ("fp32", "impala")):
+            assert trial.why_not(precision, encoder) is None
+    assert len(tried) == 3
+    for name, value in (("ONEDNN_MAX_CPU_ISA", "AVX2"), ("ONEDNN_MAX_CPU_ISA", "a/b")):
+        monkeypatch.setenv(name, value)
+        forget()
         assert trial.why_not("fp32", "nature") is None
-    assert trial.why_not("bf16", "nature") is None
-    assert trial.why_not("fp32", "impala") is None
-    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    monkeypatch.setattr(torch, "__version__", "another")
     forget()
     assert trial.why_not("fp32", "nature") is None
-    assert len(tried) == 4
-    kept = sorted(path.name for path in library_in.parent.glob("*.json"))
-    assert kept == [
-        "native-0-bf16-nature.json", "native-0-fp32-impala.json",
-        "native-0-fp32-nature-avx2.json", "native-0-fp32-nature.json",
-    ]  # fmt: skip
+    assert len(tried) == len(list(library_in.parent.glob("native-0-*.json"))) == 6
 
 
-def test_where_nothing_can_be_kept_it_is_made_again(monkeypatch, library_in):
-    tried = []
-    monkeypatch.setattr(trial, "_tried", lambda *what: tried.append(what) or SLOWER)
+def test_where_nothing_can_be_kept_it_is_made_again(monkeypatch, library_in, tried):
     monkeypatch.setattr(library, "compiled", lambda: Path("/proc/native-0.so"))
     for _ in range(2):
         forget()
-        assert "0.80 times as fast" in str(trial.why_not("fp32", "nature"))
+        assert trial.why_not("fp32", "nature") is None
     assert len(tried) == 2
+
+
+@pytest.mark.parametrize("damage", ['{"error": 0.', "{}"])
+def test_findings_that_were_damaged_are_made_again(library_in, tried, damage):
+    assert trial.why_not("fp32", "nature") is None
+    (kept,) = library_in.parent.glob("*.json")
+    kept.write_text(damage)
+    forget()
+    assert trial.why_not("fp32", "nature") is None
+    assert json.loads(kept.read_text()) == FASTER and len(tried) == 2
 
 
 @needs_compiler
 @pytest.mark.parametrize("encoder", trial.FRAMES)
 def test_the_trial_finds_native_layers_right(encoder):
     found = trial.compare("fp32", encoder)
-    assert found["error"] < 1e-4 and found["speedup"] > 0.0
+    assert found["error"] < 1e-3 and found["speedup"] > 0.0
 
 
 @needs_compiler
@@ -117,8 +141,16 @@ def test_the_trial_finds_wrong_gradients(monkeypatch):
 
 
 @needs_compiler
+def test_the_trial_finds_layers_that_act_wrongly(monkeypatch):
+    apply = dense.apply
+    monkeypatch.setattr(dense, "apply", lambda x, packed, relu: apply(x, packed, relu=False))
+    assert "differ from torch's" in trial.compare("fp32", "nature")["failed"]
+
+
+@needs_compiler
 def test_as_a_command_it_prints_what_it_found():
-    assert trial._tried(library.compiled(), "fp32", "nature").keys() == FASTER.keys()
+    found, lasting = trial._tried(library.compiled(), "fp32", "nature")
+    assert found.keys() == FASTER.keys() and lasting
 
 
 def settle(precision, kernels="auto"):
@@ -151,11 +183,3 @@ def test_without_instructions_for_it_bf16_is_left_to_torch(monkeypatch, library_
     monkeypatch.setattr(system, "has_bf16_instructions", lambda: False)
     monkeypatch.setattr(trial, "_findings", lambda *_: pytest.fail("tried"))
     assert settle("bf16") == ("torch", None)
-
-
-def test_findings_that_were_damaged_are_made_again(monkeypatch, library_in):
-    kept = library_in.with_name("native-0-fp32-nature.json")
-    kept.write_text('{"error": 0.')
-    monkeypatch.setattr(trial, "_tried", lambda *_: FASTER)
-    assert trial.why_not("fp32", "nature") is None
-    assert json.loads(kept.read_text()) == FASTER
