@@ -70,6 +70,12 @@ def choose_kernels(config: Config, precision: str) -> str:
                 f"hardware.kernels: native convolutions are for images, which {config.env.name} "
                 "has not; add --set hardware.kernels=auto"
             )
+        if precision == "bf16" and not system.has_bf16_instructions():
+            raise ConfigError(
+                "hardware.kernels: in bf16 native convolutions are for CPUs with its instructions, "
+                "elsewhere they would take fifty times as long; add --precision fp32 or "
+                "--set hardware.kernels=auto"
+            )
         if wrong := trial.why_wrong(precision, encoder):
             raise ConfigError(
                 f"hardware.kernels: native convolutions cannot be had: {wrong}; "

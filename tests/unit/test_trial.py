@@ -183,3 +183,5 @@ def test_without_instructions_for_it_bf16_is_left_to_torch(monkeypatch, library_
     monkeypatch.setattr(system, "has_bf16_instructions", lambda: False)
     monkeypatch.setattr(trial, "_findings", lambda *_: pytest.fail("tried"))
     assert settle("bf16") == ("torch", None)
+    with pytest.raises(ConfigError, match="CPUs with its instructions"):
+        settle("bf16", "native")
