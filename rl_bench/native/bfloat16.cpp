@@ -7,18 +7,12 @@
 // group of images, so that what lies between them stays in the cache.
 
 #include "passes.h"
-#include "threads.h"
+#include "sums.h"
 
 namespace {
 
 thread_local Scratch<Bf16> between[2];  // of a group, behind even and odd layers
 thread_local Scratch<float> gradients;
-
-std::vector<Shape> shapes_of(const Layer<Bf16>* layers, int count) {
-    std::vector<Shape> shapes;
-    for (int l = 0; l < count; ++l) shapes.emplace_back(layers[l].geometry);
-    return shapes;
-}
 
 template <typename Visit>
 void for_groups(int images, int rows, int threads, Visit visit) {
@@ -101,7 +95,7 @@ extern "C" void bf16_pack_kernel(const Geometry* geometry, const float* kernel, 
 // those of the layers before it, which lie in groups [pixels, 32, O].
 extern "C" void bf16_convolve(const Layer<Bf16>* layers, int32_t count, int32_t images,
                               const void* pixels, const Bf16* added, int32_t threads) {
-    const auto shapes = shapes_of(layers, count);
+    const auto shapes = plans_of<Shape>(layers, count);
     const bool learns = count > 1 && layers[0].outputs;
     // For acting, groups may be smaller, so that every thread has one.
     const int rows = learns || images > BLOCK * threads ? GROUP : BLOCK;
@@ -124,13 +118,8 @@ extern "C" void bf16_convolve(const Layer<Bf16>* layers, int32_t count, int32_t 
 extern "C" void bf16_convolve_backward(const Layer<Bf16>* layers, int32_t count, int32_t images,
                                        const void* pixels, const Bf16* gradient, Bf16* dimages,
                                        int32_t threads) {
-    const auto shapes = shapes_of(layers, count);
-    std::vector<size_t> places{0};  // of each layer's sums within a thread's
-    for (const Shape& s : shapes) places.push_back(places.back() + s.weights() + s.out_channels);
-    float* all = gradients.of(threads * places.back());
-    in_shares(threads, threads, [&](int, int, int thread) {
-        std::fill_n(all + thread * places.back(), places.back(), 0.0f);
-    });
+    const auto shapes = plans_of<Shape>(layers, count);
+    const Sums all(shapes, threads, gradients);
     for_groups(images, GROUP, threads, [&](const Group& g, Unit& unit, int thread) {
         const Shape& last = shapes[count - 1];
         const Bf16* outputs = layers[count - 1].relu ? layers[count - 1].outputs : nullptr;
@@ -143,7 +132,7 @@ extern "C" void bf16_convolve_backward(const Layer<Bf16>* layers, int32_t count,
         for (int l = count - 1; l >= 0; --l) {
             const Shape& s = shapes[l];
             const Bf16* source = l ? layers[l - 1].outputs + place_of(shapes[l - 1], g) : first;
-            float* du = all + thread * places.back() + places[l];
+            float* du = all.of(l, thread);
             add_to_bias(s, behind, du + s.weights());
             add_to_kernel(unit, s, source, behind, du);
             if (l) {
@@ -159,5 +148,5 @@ extern "C" void bf16_convolve_backward(const Layer<Bf16>* layers, int32_t count,
         }
     });
     for (int l = 0; l < count; ++l)
-        write_gradients(shapes[l], layers[l], all + places[l], places.back(), threads);
+        write_gradients(shapes[l], layers[l], all.of(l), all.apart(), threads);
 }

@@ -24,14 +24,14 @@ struct Shape : Geometry {
     int taps;     // pixels, or strips, under the kernel
     int values;   // of each image there, and
     int depth;    // these in whole chunks; in a strip, zeros of the kernel meet those beyond its end
-    int chunk, chunks;  // what a product takes, and how often
+    int chunk;    // what a product takes of these
     explicit Shape(const Geometry& given) : Geometry(given) {
         side = kernel * step;
         strips = bytes || channels % BLOCK != 0;
         taps = strips ? side : side * side;
         values = strips ? side * channels : channels;
         depth = strips ? ceil_div(values, LINE) * LINE : channels;
-        chunk = chunk_of(depth), chunks = depth / chunk;
+        chunk = chunk_of(depth);
     }
     static int chunk_of(int count) { return count % LINE == 0 ? LINE : BLOCK; }
     int pixels() const { return height * width; }

@@ -13,18 +13,12 @@
 
 #include "kernel.h"
 #include "layer.h"
-#include "threads.h"
+#include "sums.h"
 
 namespace {
 
 thread_local Scratch<float> between[2];  // of a group, behind even and odd layers
 thread_local Scratch<float> kernels, gradients;
-
-std::vector<Plan> plans_of(const Layer<float>* layers, int count) {
-    std::vector<Plan> plans;
-    for (int l = 0; l < count; ++l) plans.emplace_back(layers[l].geometry);
-    return plans;
-}
 
 // Calls `group(first, images, thread)` for a few images at a time, of which every thread has its share.
 template <typename Group>
@@ -81,7 +75,7 @@ extern "C" void winograd_pack_kernel(const Geometry* geometry, const float* kern
 // Fills the outputs of the last of `count` layers, and of those before it that have room for them.
 extern "C" void winograd_convolve(const Layer<float>* layers, int32_t count, int32_t images, const void* pixels,
                          const float* added, int32_t threads) {
-    const auto plans = plans_of(layers, count);
+    const auto plans = plans_of<Plan>(layers, count);
     for_groups(plans, images, threads, [&](int first, int some, int) {
         const void* in = image_at(plans[0], pixels, first);
         for (int l = 0; l < count; ++l) {
@@ -100,13 +94,8 @@ extern "C" void winograd_convolve(const Layer<float>* layers, int32_t count, int
 extern "C" void winograd_convolve_backward(const Layer<float>* layers, int32_t count, int32_t images,
                                   const void* pixels, const float* gradient, float* dimages,
                                   int32_t threads) {
-    const auto plans = plans_of(layers, count);
-    std::vector<size_t> places{0};  // of each layer's sums within a thread's
-    for (const Plan& p : plans) places.push_back(places.back() + p.weights() + p.out_channels);
-    float* sums = gradients.of(threads * places.back());
-    in_shares(threads, threads, [&](int, int, int thread) {
-        std::fill_n(sums + thread * places.back(), places.back(), 0.0f);
-    });
+    const auto plans = plans_of<Plan>(layers, count);
+    const Sums sums(plans, threads, gradients);
     for_groups(plans, images, threads, [&](int first, int some, int thread) {
         const float* behind = gradient + first * plans[count - 1].out_image();
         for (int l = count - 1; l >= 0; --l) {
@@ -114,7 +103,7 @@ extern "C" void winograd_convolve_backward(const Layer<float>* layers, int32_t c
             const void* in = image_at(p, l ? layers[l - 1].outputs : pixels, first);
             float* before = l ? between[l % 2].of(some * p.image())
                               : at_or_null(dimages, first * p.image());
-            float* du = sums + thread * places.back() + places[l];
+            float* du = sums.of(l, thread);
             (p.kernel == 2 ? backward<2> : backward<3>)(
                 p, layers[l], some, in, behind,
                 layers[l].relu ? layers[l].outputs + first * p.out_image() : nullptr, du,
@@ -124,14 +113,14 @@ extern "C" void winograd_convolve_backward(const Layer<float>* layers, int32_t c
     });
     for (int l = 0; l < count; ++l) {
         const Plan& p = plans[l];
-        const float* du = sums + places[l];
+        const float* du = sums.of(l);
         std::fill_n(layers[l].dbias, p.out_channels, 0.0f);
         for (int thread = 0; thread < threads; ++thread)
             for (int o = 0; o < p.out_channels; ++o)
-                layers[l].dbias[o] += du[thread * places.back() + p.weights() + o];
+                layers[l].dbias[o] += du[thread * sums.apart() + p.weights() + o];
         in_shares(p.out_channels, threads, [&](int some, int stop, int) {
             (p.kernel == 2 ? untransform_kernel<2> : untransform_kernel<3>)(
-                p, some, stop, du, places.back(), threads, scale_of(p), layers[l].dkernel);
+                p, some, stop, du, sums.apart(), threads, scale_of(p), layers[l].dkernel);
         });
     }
 }
