@@ -21,7 +21,7 @@ from gymnasium.spaces import Box, Discrete
 from torch import nn
 
 from rl_bench.errors import ConfigError
-from rl_bench.heads import make_head
+from rl_bench.heads import CategoricalHead, make_head
 from rl_bench.layers import Conv, Dense, PixelConv, can_pack, convolve, packable
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -126,7 +126,7 @@ class ActorCritic(nn.Module):
     """Policy and value of an observation; images share one encoder, vectors have one each.
 
     Spaces choose the network: image → `nature` or `impala`, vector → MLP; Discrete → categorical,
-    Box → diagonal Gaussian.
+    Box → diagonal Gaussian. `kernels` says who computes, beside the layers also what learns.
     Raises: ConfigError for spaces it has no network for.
     """
 
@@ -154,10 +154,16 @@ class ActorCritic(nn.Module):
         self.head = make_head(action_space, features)
         self.value = Dense(features, 1)
         self._initialise()
-        if kernels == "native" and shared:
+        self.kernels = kernels if shared else "torch"
+        if self.kernels == "native":
             for layer in packable(self):
                 layer.use_native()
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    @property
+    def has_native_losses(self) -> bool:
+        """Whether `native/losses.py` can compute what its outputs cost."""
+        return self.kernels == "native" and isinstance(self.head, CategoricalHead)
 
     def forward(self, obs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Policy parameters [N, …] and values [N], float32, for observations [N, *]."""

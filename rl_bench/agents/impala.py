@@ -18,8 +18,9 @@ from rl_bench.agents.gradient import (
     split_evenly,
 )
 from rl_bench.agents.learner import Learner
-from rl_bench.agents.optimisers import Adam, Optimiser, RMSProp
+from rl_bench.agents.optimisers import Optimiser, RMSProp, make_adam
 from rl_bench.config import ImpalaConfig, TrainingConfig
+from rl_bench.native.losses import Terms, VTrace, vtrace_objective
 from rl_bench.nets import ActorCritic
 from rl_bench.ops.losses import approximate_kl, value_loss
 from rl_bench.ops.returns import vtrace
@@ -55,10 +56,49 @@ class VTraceObjective:
         for piece in split_evenly(len(unrolls), pieces):
             chosen = unrolls[piece]
             weight = len(chosen) / len(index)
-            losses = self.losses(batch.unrolls(self.unroll_length, chosen))
+            some = batch.unrolls(self.unroll_length, chosen)
+            if self.net.has_native_losses:
+                add_metrics(sums, self._backward_natively(some, weight))
+                continue
+            losses = self.losses(some)
             (losses["train/loss"] * weight).backward()
             add_metrics(sums, {name: loss.item() * weight for name, loss in losses.items()})
         return sums
+
+    def _backward_natively(self, batch: Trajectory, weight: float) -> Metrics:
+        """The same as with `losses`, whose gradient is computed with them."""
+        cfg = self.config
+        reach = math.inf if cfg.clip_range is None else cfg.clip_range
+        policy, values = self.net(batch.obs.flatten(0, 1))
+        shape = batch.n_steps + 1, batch.num_envs
+        metrics, (policy_gradient, value_gradient) = vtrace_objective(
+            policy.view(*shape, -1),
+            values.view(shape),
+            actions=batch.actions,
+            old_log_probs=batch.behaviour_log_probs,
+            rewards=batch.rewards,
+            terminated=batch.terminated,
+            truncated=batch.truncated,
+            final_values=batch.final_values,
+            old_values=batch.behaviour_values,
+            terms=Terms(
+                clip_range=reach,
+                value_clip_range=reach if cfg.clip_value_loss else math.inf,
+                value_coef=cfg.value_coef,
+                entropy_coef=cfg.entropy_coef,
+                row_weight=weight / batch.timesteps,
+            ),
+            vtrace=VTrace(
+                gamma=self.gamma,
+                clip_rho=cfg.vtrace_clip_rho_threshold,
+                clip_c=cfg.vtrace_clip_c_threshold,
+                clip_pg_rho=cfg.vtrace_clip_pg_rho_threshold,
+                trace_lambda=cfg.vtrace_lambda,
+            ),
+        )
+        gradients = policy_gradient.view_as(policy), value_gradient.view_as(values)
+        torch.autograd.backward((policy, values), gradients)
+        return {f"train/{name}": weight * value for name, value in metrics.items()}
 
     def losses(self, batch: Trajectory) -> dict[str, torch.Tensor]:
         """All terms of the objective, as means over [T, B]; `loss` is what is minimised."""
@@ -151,7 +191,7 @@ class IMPALA(Learner):
 
 def make_optimiser(net: ActorCritic, config: ImpalaConfig, training: TrainingConfig) -> Optimiser:
     """Adam with eps 1e-5, or RMSProp as in the paper."""
-    rate = training.learning_rate
     if config.optimiser == "adam":
-        return Adam(net.parameters(), learning_rate=rate, eps=1e-5)
+        return make_adam(net, training)
+    rate = training.learning_rate
     return RMSProp(net.parameters(), learning_rate=rate, eps=config.rmsprop_eps)

@@ -17,14 +17,13 @@ def scheduled_learning_rate(config: TrainingConfig, progress: float) -> float:
 
 
 def clip_and_step(*, optimiser: Optimiser, max_grad_norm: float, update: int) -> float:
-    """Clip the gradient by its global norm, then step; returns the norm before clipping.
+    """Clip the gradient by its global norm and step; returns the norm before clipping.
 
-    Raises: TrainingError when the gradient is not finite, before the weights change.
+    Raises: TrainingError when the gradient is not finite; the weights are as they were then.
     """
-    norm = torch.nn.utils.clip_grad_norm_(optimiser.parameters, max_grad_norm, foreach=True)
-    require_finite(norm, what="the gradient", update=update)
-    optimiser.step()
-    return norm.item()
+    norm = optimiser.step(max_grad_norm=max_grad_norm)
+    require_finite(torch.tensor(norm), what="the gradient", update=update)
+    return norm
 
 
 def require_finite(value: torch.Tensor, *, what: str, update: int) -> None:

@@ -1,4 +1,4 @@
-"""Adam and RMSProp, stepped by torch's own kernels, without `torch.optim`.
+"""Adam and RMSProp, stepped by torch's own kernels or ours, without `torch.optim`.
 
 Making an optimiser of `torch.optim` imports torch's compiler, which nothing here uses: it takes as
 long as importing all the rest of torch (2 s on a slow core), and 0.08 GB. The steps are the same.
@@ -6,11 +6,16 @@ long as importing all the rest of torch (2 s on a slow core), and 0.08 GB. The s
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
 import torch
 from torch import nn
+
+from rl_bench.config import TrainingConfig
+from rl_bench.native import adam
+from rl_bench.nets import ActorCritic
 
 
 class Optimiser(Protocol):
@@ -23,8 +28,11 @@ class Optimiser(Protocol):
     parameters: list[torch.Tensor]
     learning_rate: float
 
-    def step(self) -> None:
-        """Change the parameters in place."""
+    def step(self, *, max_grad_norm: float) -> float:
+        """Clip the gradient by its global norm, and change the parameters in place.
+
+        Returns: the norm before clipping. Where it is not finite, nothing was changed.
+        """
 
     def state_dict(self) -> dict[str, list[torch.Tensor]]:
         """The tensors themselves, not copies."""
@@ -49,6 +57,14 @@ class _Stateful:
         assert all(g is not None for g in gradients), "every parameter needs a gradient"
         return gradients  # type: ignore[return-value]
 
+    def _clipped_gradients(self, max_norm: float) -> tuple[list[torch.Tensor], float]:
+        """And their norm before."""
+        gradients = self._gradients()
+        norm = torch.nn.utils.get_total_norm(gradients, foreach=True).item()
+        if norm > max_norm:
+            torch._foreach_mul_(gradients, max_norm / (norm + 1e-6))
+        return gradients, norm
+
     def state_dict(self) -> dict[str, list[torch.Tensor]]:
         return {name: list(tensors) for name, tensors in self.state.items()}
 
@@ -62,14 +78,21 @@ class _Stateful:
 class Adam(_Stateful):
     """Source: Kingma and Ba 2015 (arXiv 1412.6980), algorithm 1, with its betas.
 
-    The whole step is one fused kernel instead of a dozen per parameter.
+    The whole step is one fused kernel instead of a dozen per parameter; `native`, one for all.
     """
 
+    betas = (0.9, 0.999)
+
     def __init__(
-        self, parameters: Iterable[nn.Parameter], *, learning_rate: float, eps: float
+        self,
+        parameters: Iterable[nn.Parameter],
+        *,
+        learning_rate: float,
+        eps: float,
+        native: bool = False,
     ) -> None:
         super().__init__(parameters, learning_rate)
-        self.eps = eps
+        self.eps, self.native = eps, native
         self.state = {
             "first_moments": self._zeros(),
             "second_moments": self._zeros(),
@@ -77,14 +100,32 @@ class Adam(_Stateful):
         }
 
     @torch.no_grad()
-    def step(self) -> None:
-        torch._foreach_add_(self.state["steps"], 1)
-        torch._fused_adam_(
-            self.parameters, self._gradients(), self.state["first_moments"],
-            self.state["second_moments"], [], self.state["steps"],
-            lr=self.learning_rate, beta1=0.9, beta2=0.999, weight_decay=0.0, eps=self.eps,
-            amsgrad=False, maximize=False,
-        )  # fmt: skip
+    def step(self, *, max_grad_norm: float) -> float:
+        state = self.state
+        if self.native:
+            norm = adam.step(
+                self.parameters, self._gradients(), state["first_moments"], state["second_moments"],
+                max_norm=max_grad_norm, rate=self.learning_rate, betas=self.betas, eps=self.eps,
+                steps=1 + int(state["steps"][0].item()),
+            )  # fmt: skip
+            if math.isfinite(norm):
+                torch._foreach_add_(state["steps"], 1)
+            return norm
+        gradients, norm = self._clipped_gradients(max_grad_norm)
+        if math.isfinite(norm):
+            torch._foreach_add_(state["steps"], 1)
+            torch._fused_adam_(
+                self.parameters, gradients, state["first_moments"], state["second_moments"], [],
+                state["steps"], lr=self.learning_rate, beta1=self.betas[0], beta2=self.betas[1],
+                weight_decay=0.0, eps=self.eps, amsgrad=False, maximize=False,
+            )  # fmt: skip
+        return norm
+
+
+def make_adam(net: ActorCritic, config: TrainingConfig) -> Adam:
+    """With eps 1e-5, as in the Procgen paper's PPO."""
+    native = net.kernels == "native"
+    return Adam(net.parameters(), learning_rate=config.learning_rate, eps=1e-5, native=native)
 
 
 class RMSProp(_Stateful):
@@ -98,10 +139,13 @@ class RMSProp(_Stateful):
         self.state = {"mean_squares": self._zeros()}
 
     @torch.no_grad()
-    def step(self) -> None:
-        gradients, squares = self._gradients(), self.state["mean_squares"]
-        torch._foreach_mul_(squares, self.decay)
-        torch._foreach_addcmul_(squares, gradients, gradients, value=1 - self.decay)
-        divisors = torch._foreach_sqrt(squares)
-        torch._foreach_add_(divisors, self.eps)
-        torch._foreach_addcdiv_(self.parameters, gradients, divisors, value=-self.learning_rate)
+    def step(self, *, max_grad_norm: float) -> float:
+        gradients, norm = self._clipped_gradients(max_grad_norm)
+        if math.isfinite(norm):
+            squares = self.state["mean_squares"]
+            torch._foreach_mul_(squares, self.decay)
+            torch._foreach_addcmul_(squares, gradients, gradients, value=1 - self.decay)
+            divisors = torch._foreach_sqrt(squares)
+            torch._foreach_add_(divisors, self.eps)
+            torch._foreach_addcdiv_(self.parameters, gradients, divisors, value=-self.learning_rate)
+        return norm

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -9,8 +10,9 @@ import torch
 
 from rl_bench.agents.gradient import PIECE_ROWS, WHOLE, Gradient, Metrics, Prepared
 from rl_bench.agents.learner import Learner
-from rl_bench.agents.optimisers import Adam
+from rl_bench.agents.optimisers import make_adam
 from rl_bench.config import TrainingConfig
+from rl_bench.native.losses import Terms, clipped_objective
 from rl_bench.nets import ActorCritic
 from rl_bench.ops.losses import approximate_kl, clipped_surrogate, explained_variance, value_loss
 from rl_bench.ops.returns import gae
@@ -70,9 +72,34 @@ class ClippedObjective:
             spread = advantages.std().clamp(min=self.config.advantage_floor or 0.0) + 1e-8
             rows.advantages = (rows.advantages - advantages.mean()) / spread
         weight = len(rows.advantages) / len(index)
+        if self.net.has_native_losses:
+            return self._backward_natively(rows, weight)
         losses = self.losses(rows)
         (losses["train/loss"] * weight).backward()
         return {name: loss.item() * weight for name, loss in losses.items()}
+
+    def _backward_natively(self, batch: Batch, weight: float) -> Metrics:
+        """The same as with `losses`, whose gradient is computed with them."""
+        cfg = self.config
+        policy, values = self.net(batch.obs)
+        metrics, gradients = clipped_objective(
+            policy,
+            values,
+            actions=batch.actions,
+            old_log_probs=batch.log_probs,
+            advantages=batch.advantages,
+            returns=batch.returns,
+            old_values=batch.values,
+            terms=Terms(
+                clip_range=cfg.clip_range,
+                value_clip_range=cfg.clip_range if cfg.clip_value_loss else math.inf,
+                value_coef=cfg.vf_coef,
+                entropy_coef=cfg.ent_coef,
+                row_weight=weight / len(values),
+            ),
+        )
+        torch.autograd.backward((policy, values), gradients)
+        return {f"train/{name}": weight * value for name, value in metrics.items()}
 
     def losses(self, batch: Batch) -> dict[str, torch.Tensor]:
         """All terms of the objective, as means over the rows; `loss` is what is minimised."""
@@ -122,7 +149,7 @@ class PPO(Learner):
     ) -> None:
         super().__init__(
             ClippedObjective(net, config),
-            Adam(net.parameters(), learning_rate=config.learning_rate, eps=1e-5),
+            make_adam(net, config),
             config,
             max_grad_norm=config.max_grad_norm,
             seed=seed,

@@ -21,9 +21,10 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-SOURCES = ("winograd.cpp", "bfloat16.cpp", "dense.cpp")
+SOURCES = ("winograd.cpp", "bfloat16.cpp", "dense.cpp", "losses.cpp", "adam.cpp")
 FLAGS = (
-    "-std=c++17", "-O3", "-march=native", "-ffp-contract=fast", "-fPIC", "-shared", "-fopenmp",
+    "-std=c++17", "-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fPIC",
+    "-shared", "-fopenmp",
 )  # fmt: skip
 COMPILE_LIMIT_SECONDS, VERSION_LIMIT_SECONDS = 120.0, 10.0
 
@@ -71,17 +72,22 @@ def load(path: Path | None = None) -> ctypes.CDLL:
     return _library
 
 
-def call(name: str, *arguments: Any) -> None:
-    """Call a function of the library: tensors go as addresses, numbers as int32, None as null.
+def call(name: str, *arguments: Any, returns: Any = None) -> Any:
+    """Call a function of the library: tensors go as addresses, numbers as int32 or float, None as
+    null; `returns` is the C type of the result.
 
     The caller's names keep tensors alive meanwhile, as an address would not.
     """
-    getattr(load(), name)(*map(_converted, arguments))
+    function = getattr(load(), name)
+    function.restype = returns
+    return function(*map(_converted, arguments))
 
 
 def _converted(argument: Any) -> Any:
     if isinstance(argument, (ctypes.Structure, ctypes.Array)):
         return ctypes.byref(argument)
+    if isinstance(argument, float):
+        return ctypes.c_float(argument)
     if argument is None or not isinstance(argument, int):
         return ctypes.c_void_p(None if argument is None else argument.data_ptr())
     return ctypes.c_int32(argument)

@@ -4,8 +4,8 @@
 #include "vectors.h"
 
 // Calls `share(first, last, thread)` in every thread for its part of `count`.
-template <typename Share>
-static void in_shares(int count, int threads, Share share) {
+template <typename Count, typename Share>
+static void in_shares(Count count, int threads, Share share) {
     const auto call = [&](int thread) {
         share(begin_of(thread, threads, count), begin_of(thread + 1, threads, count), thread);
     };

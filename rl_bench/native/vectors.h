@@ -53,7 +53,10 @@ INLINE Vec where_positive(Vec mask, Vec value) { return (Vec)(~(mask <= 0.0f) & 
 INLINE int ceil_div(int a, int b) { return (a + b - 1) / b; }
 
 // Where the part `part` of `parts` nearly equal ones of `count` begins.
-INLINE int begin_of(int part, int parts, int count) { return (int64_t)count * part / parts; }
+template <typename Count>
+Count begin_of(int part, int parts, Count count) {
+    return (int64_t)count * part / parts;
+}
 
 // Memory that a thread keeps between calls, aligned to whole cache lines.
 template <typename Value>

@@ -1,0 +1,164 @@
+"""Losses in C++ with their gradients in closed form: against autograd on the definitions."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from gymnasium.spaces import Box, Discrete
+
+from rl_bench.agents.impala import VTraceObjective
+from rl_bench.agents.ppo import Batch, ClippedObjective
+from rl_bench.config import ImpalaConfig, TrainingConfig
+from rl_bench.heads import CategoricalHead
+from rl_bench.types import Trajectory
+from tests.unit.test_native import needs_compiler
+
+pytestmark = needs_compiler
+ACTIONS = 7
+STEPS, UNROLLS = 6, 11
+
+
+class Outputs:
+    """A network whose outputs are its parameters."""
+
+    head = CategoricalHead(1, ACTIONS)
+
+    def __init__(self, rows: int, *, native: bool, dtype: torch.dtype) -> None:
+        generator = torch.Generator().manual_seed(0)
+        logits = torch.randn(rows, ACTIONS, generator=generator)
+        self.policy = logits.log_softmax(-1).to(dtype).requires_grad_()
+        self.values = torch.randn(rows, generator=generator).to(dtype).requires_grad_()
+        self.has_native_losses = native
+
+    def __call__(self, obs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        assert len(obs) == len(self.policy)
+        return self.policy * 1.0, self.values * 1.0
+
+
+def widened(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {k: t.double() if t.dtype == torch.float32 else t for k, t in tensors.items()}
+
+
+def random_batch() -> Batch:
+    """Ratios and values on both sides of all ranges, and one advantage of nothing."""
+    generator = torch.Generator().manual_seed(1)
+    rows = STEPS * UNROLLS
+    log_probs, values, advantages, returns = torch.randn(4, rows, generator=generator)
+    advantages[3] = 0.0
+    return Batch(
+        obs=torch.zeros(rows, 1),
+        actions=torch.randint(0, ACTIONS, (rows,), generator=generator),
+        log_probs=log_probs.mul(0.5).sub(2.0),
+        values=values,
+        advantages=advantages,
+        returns=returns,
+    )
+
+
+def random_trajectory() -> Trajectory:
+    """Episodes that end in all three ways, and at the same step in both."""
+    batch = Trajectory.allocate(STEPS, UNROLLS, Box(-1, 1, (1,)), Discrete(ACTIONS))
+    generator = torch.Generator().manual_seed(2)
+    for tensor in batch.tensors().values():
+        if tensor.dtype == torch.float32:
+            tensor.normal_(generator=generator)
+        elif tensor.dtype == torch.int64:
+            tensor.random_(0, ACTIONS, generator=generator)
+        else:
+            tensor.copy_(torch.rand(tensor.shape, generator=generator) < 0.3)
+    batch.behaviour_log_probs.mul_(0.5).sub_(2.0)
+    assert (batch.terminated & batch.truncated).any()
+    return batch
+
+
+def found(kind, objective_config, batch, backward, *, native):
+    """Metrics and gradients of the outputs, natively or, in float64, by the definition."""
+    net = Outputs(len(batch.obs.flatten(0, -2)), native=native, dtype=torch.float32)
+    if not native:
+        net = Outputs(len(net.policy), native=False, dtype=torch.float64)
+        tensors = batch.tensors() if isinstance(batch, Trajectory) else vars(batch)
+        batch = dataclasses.replace(batch, **widened(tensors))
+    metrics = backward(kind(net, *objective_config), batch)
+    return metrics, net.policy.grad.double(), net.values.grad.double()
+
+
+def assert_same(natively, by_definition):
+    for mine, expected in zip(natively[1:], by_definition[1:], strict=True):
+        torch.testing.assert_close(mine, expected, rtol=1e-5, atol=1e-8)
+    assert natively[0] == pytest.approx(by_definition[0], rel=1e-5, abs=1e-7)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("clip_value_loss", [True, False])
+@pytest.mark.parametrize("share", [slice(None), slice(20, 50)])
+def test_ppos_loss_and_gradient_are_those_of_the_definition(threads, clip_value_loss, share):
+    # Breaks when: a term, its weight, a limit or what it stops, a share's weight or a thread's is
+    # wrong.
+    torch.set_num_threads(threads)
+    config = dataclasses.replace(
+        TrainingConfig(), clip_value_loss=clip_value_loss, normalise_advantages=False, ent_coef=0.3
+    )
+    rows = random_batch()
+    chosen = torch.randperm(len(rows.obs), generator=torch.Generator().manual_seed(4))
+
+    def backward(objective, batch):
+        batch = batch.rows(torch.argsort(chosen))  # so that `share` of `chosen` is in order
+        objective.net.policy = objective.net.policy[share].detach().requires_grad_()
+        objective.net.values = objective.net.values[share].detach().requires_grad_()
+        return objective.backward(batch, chosen, share)
+
+    results = [found(ClippedObjective, (config,), rows, backward, native=n) for n in (True, False)]
+    assert_same(*results)
+    assert 0.2 < results[0][0]["train/clip_fraction"] / (len(results[0][1]) / len(chosen)) < 0.98
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"clip_range": 0.2, "clip_value_loss": True},
+        {"clip_range": None, "clip_value_loss": False},
+        {
+            "clip_range": 0.4,
+            "clip_value_loss": False,
+            "vtrace_clip_rho_threshold": 1.3,
+            "vtrace_clip_c_threshold": 0.8,
+            "vtrace_clip_pg_rho_threshold": 1.7,
+            "vtrace_lambda": 0.9,
+        },
+    ],
+)
+def test_impalas_loss_and_gradient_are_those_of_the_definition(threads, settings):
+    # Breaks when: a clip, a trace, what follows an episode's end, the bootstrap, a term, its weight
+    # or a thread's share is wrong.
+    torch.set_num_threads(threads)
+    config = dataclasses.replace(
+        ImpalaConfig(), unroll_length=STEPS, entropy_coef=0.3, value_coef=0.7, **settings
+    )
+    training = dataclasses.replace(TrainingConfig(), gamma=0.97)
+
+    def backward(objective, batch):
+        return objective.backward(batch, torch.arange(UNROLLS))
+
+    results = [
+        found(VTraceObjective, (config, training), random_trajectory(), backward, native=native)
+        for native in (True, False)
+    ]
+    assert_same(*results)
+    assert not results[0][1][-UNROLLS:].any() and not results[0][2][-UNROLLS:].any()
+
+
+@pytest.mark.parametrize("where", ["policy", "values", "advantages", "returns", "log_probs"])
+def test_what_is_not_a_number_shows_in_the_loss(where):
+    batch = random_batch()
+    net = Outputs(len(batch.obs), native=True, dtype=torch.float32)
+    with torch.no_grad():
+        for tensor in (getattr(net, where, None), getattr(batch, where, None)):
+            if tensor is not None:
+                tensor[5] = float("nan")
+                break
+    config = dataclasses.replace(TrainingConfig(), normalise_advantages=False)
+    metrics = ClippedObjective(net, config).backward(batch, torch.arange(len(batch.obs)))
+    assert metrics["train/loss"] != metrics["train/loss"]
