@@ -23,6 +23,7 @@ from torch import nn
 from rl_bench.errors import ConfigError
 from rl_bench.heads import CategoricalHead, make_head
 from rl_bench.layers import Conv, Dense, PixelConv, can_pack, convolve, packable
+from rl_bench.native import dense
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -153,6 +154,7 @@ class ActorCritic(nn.Module):
         features = _last_layer_size(self.encoder)
         self.head = make_head(action_space, features)
         self.value = Dense(features, 1)
+        self._packed_heads: dense.Packed | None = None
         self._initialise()
         self.kernels = kernels if shared else "torch"
         if self.kernels == "native":
@@ -161,8 +163,8 @@ class ActorCritic(nn.Module):
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     @property
-    def has_native_losses(self) -> bool:
-        """Whether `native/losses.py` can compute what its outputs cost."""
+    def has_native_ends(self) -> bool:
+        """Whether its outputs are computed for acting, and their losses, by `rl_bench.native`."""
         return self.kernels == "native" and isinstance(self.head, CategoricalHead)
 
     def forward(self, obs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -172,6 +174,23 @@ class ActorCritic(nn.Module):
             features if self.value_encoder is None else self.value_encoder(obs, self.dtype).float()
         )
         return self.head(features), self.value(value_features).squeeze(-1)
+
+    def act(
+        self, obs: torch.Tensor, noise: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Sampled actions [N, *], their log-probabilities [N] and values [N], for `noise` [N, A].
+
+        To be called of an acting copy, in inference mode.
+        """
+        if self.has_native_ends:
+            if self._packed_heads is None:
+                weight = torch.cat([self.head.dense.weight, self.value.weight])
+                bias = torch.cat([self.head.dense.bias, self.value.bias])
+                self._packed_heads = dense.pack(weight, bias)
+            return dense.act(self.encoder(obs, self.dtype).float(), self._packed_heads, noise)
+        policy, values = self(obs)
+        actions = self.head.sample(policy, noise)
+        return actions, self.head.log_prob(policy, actions), values
 
     def acting_copy(self) -> ActorCritic:
         """A copy for inference: encoders cast once to the compute dtype, no gradients.
@@ -198,6 +217,7 @@ class ActorCritic(nn.Module):
         with torch.no_grad():
             for name, tensor in self.state_dict().items():
                 tensor.copy_(weights[name])
+        self._packed_heads = None
         for layer in packable(self):
             layer.repack()
 

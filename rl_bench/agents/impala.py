@@ -57,7 +57,7 @@ class VTraceObjective:
             chosen = unrolls[piece]
             weight = len(chosen) / len(index)
             some = batch.unrolls(self.unroll_length, chosen)
-            if self.net.has_native_losses:
+            if self.net.has_native_ends:
                 add_metrics(sums, self._backward_natively(some, weight))
                 continue
             losses = self.losses(some)

@@ -72,7 +72,7 @@ class ClippedObjective:
             spread = advantages.std().clamp(min=self.config.advantage_floor or 0.0) + 1e-8
             rows.advantages = (rows.advantages - advantages.mean()) / spread
         weight = len(rows.advantages) / len(index)
-        if self.net.has_native_losses:
+        if self.net.has_native_ends:
             return self._backward_natively(rows, weight)
         losses = self.losses(rows)
         (losses["train/loss"] * weight).backward()

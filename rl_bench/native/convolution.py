@@ -11,6 +11,7 @@ layers, after taking `stride` × `stride` pixels for one cell.
 from __future__ import annotations
 
 import ctypes
+import functools
 import itertools
 import math
 from collections.abc import Sequence
@@ -90,14 +91,14 @@ class Convolutions(torch.autograd.Function):
         assert added is None or not kinds[-1].relu, "its gradient would have to pass the ReLU"
         images = images.contiguous()
         kernels, biases = kernels_and_biases[::2], kernels_and_biases[1::2]
-        packed = pack(images, kinds, kernels, biases, dtype)
-        outputs = [layer.room_to_learn_from(images) for layer in packed[:-1]]
-        outputs.append(packed[-1].room_for(images))
-        _convolve(images, packed, outputs, added)
-        out = outputs[-1]
-        ctx.forms, ctx.dtype = [layer.form for layer in packed], dtype
+        chain = pack(images, kinds, kernels, biases, dtype)
+        outputs = [layer.room_to_learn_from(images) for layer in chain.layers[:-1]]
+        for struct, room in zip(chain.structs, outputs, strict=False):
+            struct.outputs = room.data_ptr()
+        out = convolve(images, chain, added)
+        ctx.forms, ctx.dtype = [layer.form for layer in chain.layers], dtype
         # Without a ReLU behind it, the last layer's gradient does not ask for its outputs.
-        ctx.save_for_backward(images, *outputs[:-1], out if kinds[-1].relu else None, *kernels)
+        ctx.save_for_backward(images, *outputs, out if kinds[-1].relu else None, *kernels)
         return out
 
     @staticmethod
@@ -162,13 +163,28 @@ class Packed:
         return self.u.new_empty(groups, g.out_height, g.out_width, GROUP, g.out_channels)
 
 
+@dataclass(frozen=True)
+class Chain:
+    """Layers, each of which takes the outputs of the one before it."""
+
+    layers: Sequence[Packed]
+
+    @functools.cached_property
+    def structs(self) -> ctypes.Array[Layer]:
+        """As C++ takes them, without outputs; made once, as that takes longer than small layers."""
+        return _layers(
+            [p.form for p in self.layers],
+            u=[p.u for p in self.layers], bias=[p.bias for p in self.layers],
+        )  # fmt: skip
+
+
 def pack(
     images: torch.Tensor,
     kinds: Sequence[Kind],
     kernels: Sequence[torch.Tensor],
     biases: Sequence[torch.Tensor],
     dtype: torch.dtype,
-) -> list[Packed]:
+) -> Chain:
     """Layers for images [N, H, W, C] of this kind, height and width, however many."""
     assert images.dtype in (torch.uint8, dtype)
     layers: list[Packed] = []
@@ -179,7 +195,7 @@ def pack(
         layers.append(Packed(Form(geometry, kind.relu), u, bias.detach().contiguous()))
         size = (geometry.out_height, geometry.out_width, geometry.out_channels)
         as_bytes = False
-    return layers
+    return Chain(layers)
 
 
 def _geometry(
@@ -225,36 +241,20 @@ def _name(function: str, dtype: torch.dtype) -> str:
     return f"{COMPUTED_BY[dtype]}_{function}"
 
 
-def convolve(
-    images: torch.Tensor, packed: Sequence[Packed], added: torch.Tensor | None = None
-) -> torch.Tensor:
-    """The same without what a gradient needs; all arguments contiguous."""
-    out = packed[-1].room_for(images)
-    _convolve(images, packed, [*[None] * (len(packed) - 1), out], added)
-    return out
-
-
-def _convolve(
-    images: torch.Tensor,
-    packed: Sequence[Packed],
-    outputs: Sequence[torch.Tensor | None],
-    added: torch.Tensor | None,
-) -> None:
-    """Fill outputs; those between layers may be None."""
-    first = packed[0].form.geometry
+def convolve(images: torch.Tensor, chain: Chain, added: torch.Tensor | None = None) -> torch.Tensor:
+    """What `Convolutions` gives, without a gradient; all arguments contiguous."""
+    last = chain.layers[-1]
+    first, out = chain.layers[0].form.geometry, last.room_for(images)
     assert images.shape[1:] == (first.height, first.width, first.channels)
     assert images.is_contiguous() and (images.dtype == torch.uint8) == first.bytes
-    out = outputs[-1]
-    assert out is not None
     assert images.dtype in (torch.uint8, out.dtype), (images.dtype, out.dtype)
     assert added is None or (added.is_contiguous() and added.shape == out.shape)
     assert added is None or added.dtype == out.dtype
-    layers = _layers(
-        [p.form for p in packed],
-        u=[p.u for p in packed], bias=[p.bias for p in packed], outputs=outputs,
-    )  # fmt: skip
-    name = _name("convolve", packed[0].u.dtype)
+    layers = chain.structs
+    layers[-1].outputs = out.data_ptr()
+    name = _name("convolve", last.u.dtype)
     library.call(name, layers, len(layers), len(images), images, added, _threads(images))
+    return out
 
 
 def _layers(forms: Sequence[Form], **columns: Sequence[torch.Tensor | None]) -> ctypes.Array[Layer]:

@@ -4,6 +4,7 @@
 // back, by each thread some of them; what is beyond O is zero.
 
 #include <algorithm>
+#include <cmath>
 
 #include "matmul.h"
 #include "threads.h"
@@ -12,7 +13,7 @@ namespace {
 
 constexpr int PANEL = 2 * W;  // outputs
 
-thread_local Scratch<float> products;
+thread_local Scratch<float> products, outputs;
 
 }  // namespace
 
@@ -57,4 +58,26 @@ extern "C" void dense(const float* x, int32_t rows, int32_t inputs, int32_t outp
             }
         }
     });
+}
+
+// Of features [rows, inputs], the layer for log-probabilities of actions, up to a constant, and behind them
+// the value: the action that is likeliest with `noise` [rows, actions] added to its log-probability, that
+// log-probability and the value, [rows] each. With Gumbel noise actions are distributed as the policy says.
+extern "C" void act(const float* features, int32_t rows, int32_t inputs, int32_t actions,
+                    const float* panels, const float* noise, int64_t* taken, float* log_probs,
+                    float* values) {
+    float* y = outputs.of((size_t)rows * (actions + 1));
+    dense(features, rows, inputs, actions + 1, panels, false, y, 1);  // too little for more threads
+    for (int r = 0; r < rows; ++r, y += actions + 1, noise += actions) {
+        const float highest = *std::max_element(y, y + actions);
+        float sum = 0.0f;
+        for (int a = 0; a < actions; ++a) sum += std::exp(y[a] - highest);
+        const float logarithm = highest + std::log(sum);
+        int best = 0;
+        for (int a = 1; a < actions; ++a)
+            if (y[a] + noise[a] > y[best] + noise[best]) best = a;
+        taken[r] = best;
+        log_probs[r] = y[best] - logarithm;
+        values[r] = y[actions];
+    }
 }

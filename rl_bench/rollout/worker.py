@@ -91,13 +91,12 @@ class RolloutWorker:
 
     def _act(self, obs: torch.Tensor, noise: torch.Tensor, t: int, rows: Rows) -> np.ndarray:
         started = time.perf_counter()
-        policy, values = self.policy(obs)
-        actions = self.policy.head.sample(policy, noise)
-        rows["actions"][t] = actions.numpy()
-        rows["behaviour_log_probs"][t] = self.policy.head.log_prob(policy, actions).numpy()
-        rows["behaviour_values"][t] = values.numpy()
+        actions, log_probs, values = (x.numpy() for x in self.policy.act(obs, noise))
+        rows["actions"][t] = actions
+        rows["behaviour_log_probs"][t] = log_probs
+        rows["behaviour_values"][t] = values
         self.inference_seconds += time.perf_counter() - started
-        return actions.numpy()
+        return actions
 
     def _step(self, actions: np.ndarray) -> Step:
         started = time.perf_counter()

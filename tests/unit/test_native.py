@@ -13,6 +13,7 @@ from rl_bench.benchmark import resolve
 from rl_bench.benchmark.mode import Mode
 from rl_bench.config import Config
 from rl_bench.errors import ConfigError
+from rl_bench.heads import CategoricalHead
 from rl_bench.layers import Conv, packable
 from rl_bench.native import convolution, dense, library
 from rl_bench.nets import ActorCritic
@@ -225,6 +226,29 @@ def test_dense_layers_are_those_of_the_definition(inputs, outputs, threads):
 
 
 @needs_compiler
+@pytest.mark.parametrize("actions", [1, 2, 15, 40])  # with the value, a panel and others
+def test_actions_are_those_that_the_head_would_sample(actions):
+    # Breaks when: the value is taken for an action, a log-probability is not normalised, or the
+    # noise of one row or action goes to another.
+    generator = torch.Generator().manual_seed(0)
+    head = CategoricalHead(64, actions)
+    features = 3 * torch.randn(33, 64, generator=generator)
+    value = torch.nn.Linear(64, 1)
+    noise = head.draw_noise((33,), generator)
+    with torch.inference_mode():
+        weights = [
+            torch.cat([a, b])
+            for a, b in zip(head.dense.parameters(), value.parameters(), strict=True)
+        ]
+        taken, log_probs, values = dense.act(features, dense.pack(*weights), noise)
+        policy = head(features)
+        assert torch.equal(taken, head.sample(policy, noise))
+        torch.testing.assert_close(log_probs, head.log_prob(policy, taken))
+        torch.testing.assert_close(values, value(features).squeeze(-1))
+    assert len(taken.unique()) > 1 or actions == 1
+
+
+@needs_compiler
 @pytest.mark.parametrize("encoder", ["nature", "impala"])
 def test_networks_learn_and_act_as_those_of_torch(encoder):
     # Breaks when: a layer loses its ReLU, or an acting copy keeps the weights of before.
@@ -246,6 +270,12 @@ def test_networks_learn_and_act_as_those_of_torch(encoder):
         with torch.inference_mode():
             for ours, theirs in zip(acting(frames), plain(frames), strict=True):
                 assert (ours - theirs).norm() < 1e-4 * theirs.norm()
+            noise = acting.head.draw_noise((6,), torch.Generator().manual_seed(1))
+            actions, *others = acting.act(frames, noise)
+            expected, *theirs = plain.act(frames, noise)
+        assert torch.equal(actions, expected)
+        for mine, other in zip(others, theirs, strict=True):
+            torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-4)
         with torch.no_grad():
             for p in plain.parameters():
                 p.add_(0.01)

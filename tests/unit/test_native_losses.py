@@ -30,7 +30,7 @@ class Outputs:
         logits = torch.randn(rows, ACTIONS, generator=generator)
         self.policy = logits.log_softmax(-1).to(dtype).requires_grad_()
         self.values = torch.randn(rows, generator=generator).to(dtype).requires_grad_()
-        self.has_native_losses = native
+        self.has_native_ends = native
 
     def __call__(self, obs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         assert len(obs) == len(self.policy)
