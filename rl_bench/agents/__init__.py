@@ -1,1 +1,1 @@
-"""Algorithms: how a trajectory changes the weights. Know ops, nets and types, not rollouts."""
+"""Algorithms: how a trajectory changes the weights. Know ops, native and nets, not rollouts."""

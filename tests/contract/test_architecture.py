@@ -26,10 +26,10 @@ ALLOWED = {
     "native": set(),
     "layers": {"native"},
     "heads": {"layers"},
-    "nets": {"errors", "heads", "layers"},
+    "nets": {"errors", "heads", "layers", "native"},
     "trial": {"errors", "storage", "system", "native", "layers", "nets"},
     "envs": BASE,
-    "agents": BASE | {"ops", "nets"},
+    "agents": BASE | {"ops", "native", "nets"},
     "rollout": BASE | {"envs", "nets", "system", "fork_server"},
     "training": BASE | {"nets", "agents", "rollout", "storage", "streams", "monitor", "rows"},
     "benchmark": BASE
