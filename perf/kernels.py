@@ -1,4 +1,4 @@
-"""Native layers against torch's: inference, rollouts and gradients of one process.
+"""What is native against torch: inference, rollouts, gradients and steps of one process.
 
 In turns, medians and the median of the ratios pair by pair, for both encoders:
 
@@ -21,6 +21,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 from perf.scaling import config, make_objective  # noqa: E402
 from rl_bench import system  # noqa: E402
+from rl_bench.agents.optimisation import clip_and_step  # noqa: E402
+from rl_bench.agents.optimisers import make_adam  # noqa: E402
 from rl_bench.agents.ppo import ClippedObjective  # noqa: E402
 from rl_bench.benchmark import build  # noqa: E402
 from rl_bench.config import Config  # noqa: E402
@@ -31,7 +33,7 @@ from rl_bench.types import Trajectory  # noqa: E402
 KERNELS = ("native", "torch")
 INFERRED = (16, 32, 128)
 PLAYED, STEPS = (16, 32), 32
-TRAINED = {"nature": (64, 128, 512), "impala": (32, 128)}
+TRAINED = {"nature": (32, 64, 128, 512), "impala": (32, 128)}
 Action = Callable[[], Any]
 
 
@@ -72,6 +74,14 @@ def gradient(net: ActorCritic, settings: Config, rows: int) -> Action:
         objective.backward(batch, index)
 
     return learn
+
+
+def step(net: ActorCritic, settings: Config) -> Action:
+    """Clipping and Adam, of gradients that are there."""
+    adam = make_adam(net, settings.training)
+    for parameter in net.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    return lambda: clip_and_step(optimiser=adam, max_grad_norm=0.5, update=1)
 
 
 def in_turns(actions: dict[str, Action], repeats: int) -> dict[str, list[float]]:
@@ -118,6 +128,8 @@ def main() -> None:
         for rows in trained:
             actions = {k: gradient(net, configs[k], rows) for k, net in nets.items()}
             show("gradient", rows, in_turns(actions, arguments.repeats))
+        actions = {k: step(net, configs[k]) for k, net in nets.items()}
+        show("step", 1, in_turns(actions, 10 * arguments.repeats))
 
 
 if __name__ == "__main__":
