@@ -183,7 +183,7 @@ class HardwareConfig:
     )
     kernels: str = setting(
         "auto",
-        "who computes the layers of images: torch, or native code, compiled once on this machine; "
+        "who computes networks of images: torch, or native code, compiled once on this machine; "
         "auto takes native code where a trial found it right and faster",
         choices=("auto", "native", "torch"),
     )

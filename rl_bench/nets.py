@@ -127,7 +127,8 @@ class ActorCritic(nn.Module):
     """Policy and value of an observation; images share one encoder, vectors have one each.
 
     Spaces choose the network: image → `nature` or `impala`, vector → MLP; Discrete → categorical,
-    Box → diagonal Gaussian. `kernels` says who computes, beside the layers also what learns.
+    Box → diagonal Gaussian. `kernels` says who computes layers, losses, Adam's step and the choice
+    of actions: torch, or, for images, native code.
     Raises: ConfigError for spaces it has no network for.
     """
 
@@ -163,8 +164,8 @@ class ActorCritic(nn.Module):
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     @property
-    def has_native_ends(self) -> bool:
-        """Whether its outputs are computed for acting, and their losses, by `rl_bench.native`."""
+    def has_native_losses(self) -> bool:
+        """Whether `rl_bench.native` can compute its losses, and choose its actions."""
         return self.kernels == "native" and isinstance(self.head, CategoricalHead)
 
     def forward(self, obs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -182,7 +183,8 @@ class ActorCritic(nn.Module):
 
         To be called of an acting copy, in inference mode.
         """
-        if self.has_native_ends:
+        if self.has_native_losses:
+            assert not self.training, "the weights of an acting copy change with load_weights only"
             if self._packed_heads is None:
                 weight = torch.cat([self.head.dense.weight, self.value.weight])
                 bias = torch.cat([self.head.dense.bias, self.value.bias])

@@ -20,7 +20,7 @@ from rl_bench.agents.gradient import (
 from rl_bench.agents.learner import Learner
 from rl_bench.agents.optimisers import Optimiser, RMSProp, make_adam
 from rl_bench.config import ImpalaConfig, TrainingConfig
-from rl_bench.native.losses import Terms, VTrace, vtrace_objective
+from rl_bench.native.losses import Terms, VTraceSettings, vtrace_objective
 from rl_bench.nets import ActorCritic
 from rl_bench.ops.losses import approximate_kl, value_loss
 from rl_bench.ops.returns import vtrace
@@ -57,7 +57,7 @@ class VTraceObjective:
             chosen = unrolls[piece]
             weight = len(chosen) / len(index)
             some = batch.unrolls(self.unroll_length, chosen)
-            if self.net.has_native_ends:
+            if self.net.has_native_losses:
                 add_metrics(sums, self._backward_natively(some, weight))
                 continue
             losses = self.losses(some)
@@ -71,7 +71,7 @@ class VTraceObjective:
         reach = math.inf if cfg.clip_range is None else cfg.clip_range
         policy, values = self.net(batch.obs.flatten(0, 1))
         shape = batch.n_steps + 1, batch.num_envs
-        metrics, (policy_gradient, value_gradient) = vtrace_objective(
+        loss, metrics = vtrace_objective(
             policy.view(*shape, -1),
             values.view(shape),
             actions=batch.actions,
@@ -88,7 +88,7 @@ class VTraceObjective:
                 entropy_coef=cfg.entropy_coef,
                 row_weight=weight / batch.timesteps,
             ),
-            vtrace=VTrace(
+            vtrace=VTraceSettings(
                 gamma=self.gamma,
                 clip_rho=cfg.vtrace_clip_rho_threshold,
                 clip_c=cfg.vtrace_clip_c_threshold,
@@ -96,8 +96,7 @@ class VTraceObjective:
                 trace_lambda=cfg.vtrace_lambda,
             ),
         )
-        gradients = policy_gradient.view_as(policy), value_gradient.view_as(values)
-        torch.autograd.backward((policy, values), gradients)
+        loss.backward()
         return {f"train/{name}": weight * value for name, value in metrics.items()}
 
     def losses(self, batch: Trajectory) -> dict[str, torch.Tensor]:

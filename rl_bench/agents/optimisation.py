@@ -1,4 +1,4 @@
-"""The gradient step that all algorithms share: schedule, finiteness, clipping."""
+"""The gradient step that all algorithms share: schedule and finiteness."""
 
 from __future__ import annotations
 

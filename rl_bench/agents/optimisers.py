@@ -61,7 +61,7 @@ class _Stateful:
         """And their norm before."""
         gradients = self._gradients()
         norm = torch.nn.utils.get_total_norm(gradients, foreach=True).item()
-        if norm > max_norm:
+        if max_norm < norm < math.inf:
             torch._foreach_mul_(gradients, max_norm / (norm + 1e-6))
         return gradients, norm
 

@@ -72,7 +72,7 @@ class ClippedObjective:
             spread = advantages.std().clamp(min=self.config.advantage_floor or 0.0) + 1e-8
             rows.advantages = (rows.advantages - advantages.mean()) / spread
         weight = len(rows.advantages) / len(index)
-        if self.net.has_native_ends:
+        if self.net.has_native_losses:
             return self._backward_natively(rows, weight)
         losses = self.losses(rows)
         (losses["train/loss"] * weight).backward()
@@ -82,7 +82,7 @@ class ClippedObjective:
         """The same as with `losses`, whose gradient is computed with them."""
         cfg = self.config
         policy, values = self.net(batch.obs)
-        metrics, gradients = clipped_objective(
+        loss, metrics = clipped_objective(
             policy,
             values,
             actions=batch.actions,
@@ -98,7 +98,7 @@ class ClippedObjective:
                 row_weight=weight / len(values),
             ),
         )
-        torch.autograd.backward((policy, values), gradients)
+        loss.backward()
         return {f"train/{name}": weight * value for name, value in metrics.items()}
 
     def losses(self, batch: Batch) -> dict[str, torch.Tensor]:

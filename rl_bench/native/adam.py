@@ -41,12 +41,19 @@ def step(
     """
     rows = list(zip(values, gradients, first_moments, second_moments, strict=True))
     for row in rows:
-        assert len({t.stride() for t in row}) == 1, [t.stride() for t in row]
+        assert all(t.dtype == torch.float32 and t.shape == row[0].shape for t in row)
+        assert len({_order(t) for t in row}) == 1, [t.stride() for t in row]
     structs = (Parameter * len(rows))(
         *(Parameter(*(t.data_ptr() for t in row), row[0].numel()) for row in rows)
     )
+    news = (1.0 - beta for beta in betas)
     corrections = 1.0 / (1.0 - betas[0] ** steps), (1.0 - betas[1] ** steps) ** -0.5
     return library.call(
-        "adam", structs, len(rows), max_norm, rate, *(1.0 - beta for beta in betas), eps,
+        "adam", structs, len(rows), *map(float, (max_norm, rate, *news, eps)),
         *corrections, torch.get_num_threads(), returns=ctypes.c_double,
     )  # fmt: skip
+
+
+def _order(tensor: torch.Tensor) -> tuple[int, ...]:
+    """Strides, but for axes of one element, whose strides mean nothing."""
+    return tuple(s for s, size in zip(tensor.stride(), tensor.shape, strict=True) if size > 1)

@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <limits>
 
 #include "threads.h"
 
@@ -13,8 +12,7 @@ struct Means {
            rho_mean = 0, rho_clip_fraction = 0;
 };
 
-// How far policy and value may go, where they may not go anywhere (infinity where they may), and what
-// the terms and each row weigh.
+// Clip ranges (infinity: none), what the terms weigh, and what one row weighs in the whole.
 struct Terms {
     float clip_range, value_clip_range, value_coef, entropy_coef, row_weight;
 };
@@ -26,12 +24,16 @@ float value_gradient(float value, float target, float old, const Terms& terms, d
     const float move = value - old, range = terms.value_clip_range;
     const float clipped = old + std::max(std::min(move, range), -range);
     const float error = value - target, clipped_error = clipped - target;
-    const bool inside = !(std::abs(move) > range);
-    const bool plain = inside || !(clipped_error * clipped_error > error * error);
+    // What is not a number stays: of two, `clipped` is taken where the comparison fails.
+    const bool plain = std::isinf(range) || std::abs(move) <= range
+                       || clipped_error * clipped_error <= error * error;
     const float larger = plain ? error : clipped_error;
     loss += 0.5 * larger * larger;
     return plain ? terms.value_coef * terms.row_weight * error : 0.0f;
 }
+
+// What was never written is not read or written by.
+bool exists(int64_t action, int actions) { return action >= 0 && action < actions; }
 
 // Adds the entropy of normalised log-probabilities [actions]; writes their gradient, `of_action` for the
 // action taken.
@@ -79,11 +81,15 @@ extern "C" void clipped_objective(
     *means = means_of(rows, rows, threads, [&](int first, int last, Means& sums) {
         for (int i = first; i < last; ++i) {
             const float* p = policy + (int64_t)i * actions;
+            if (!exists(taken[i], actions)) {
+                sums.policy_loss = NAN;
+                continue;
+            }
             const float log_ratio = p[taken[i]] - old_log_probs[i], ratio = std::exp(log_ratio);
             const float held = std::min(std::max(ratio, 1.0f - range), 1.0f + range);
             const float plain = ratio * advantages[i], clipped = held * advantages[i];
             const bool moves = plain < clipped || ratio == held;
-            sums.policy_loss -= plain < clipped ? plain : clipped;
+            sums.policy_loss -= clipped <= plain ? clipped : plain;
             sums.approx_kl += (ratio - 1.0f) - log_ratio;
             sums.clip_fraction += std::abs(ratio - 1.0f) > range;
             policy_gradient(p, actions, taken[i], moves ? -terms.row_weight * plain : 0.0f, terms,
@@ -95,8 +101,8 @@ extern "C" void clipped_objective(
 }
 
 // What V-trace clips ratios to, and how it discounts.
-struct VTrace {
-    float gamma, clip_rho, clip_c, clip_pg_rho, lambda;
+struct VTraceSettings {
+    float gamma, clip_rho, clip_c, clip_pg_rho, trace_lambda;
 };
 
 // IMPALA's: policies [steps + 1, unrolls, actions], values and old values [steps + 1, unrolls], all else
@@ -105,9 +111,9 @@ extern "C" void vtrace_objective(
     const float* policy, const float* values, int32_t steps, int32_t unrolls, int32_t actions,
     const int64_t* taken, const float* old_log_probs, const float* rewards, const bool* terminated,
     const bool* truncated, const float* final_values, const float* old_values,
-    const Terms* all_terms, const VTrace* vtrace, float* policy_gradients, float* value_gradients, Means* means,
+    const Terms* all_terms, const VTraceSettings* vtrace, float* policy_gradients, float* value_gradients, Means* means,
     int32_t threads) {
-    const VTrace& by = *vtrace;
+    const VTraceSettings& by = *vtrace;
     const Terms& terms = *all_terms;
     const int rows = steps * unrolls;
     std::fill_n(policy_gradients + (int64_t)rows * actions, (int64_t)unrolls * actions, 0.0f);
@@ -117,17 +123,21 @@ extern "C" void vtrace_objective(
             float correction = 0.0f, next_target = values[rows + u];  // v − V behind this step, and v
             for (int i = rows - unrolls + u; i >= 0; i -= unrolls) {
                 const float* p = policy + (int64_t)i * actions;
+                if (!exists(taken[i], actions)) {
+                    sums.policy_loss = NAN;
+                    continue;
+                }
                 const float log_rho = p[taken[i]] - old_log_probs[i], rho = std::exp(log_rho);
                 const float discount = terminated[i] ? 0.0f : by.gamma;
                 const bool cut = truncated[i];
                 const float next_value = cut ? final_values[i] : values[i + unrolls];
                 const float delta =
-                    std::min(by.clip_rho, rho) * (rewards[i] + discount * next_value - values[i]);
-                const float trace = cut ? 0.0f : discount * by.lambda * std::min(by.clip_c, rho);
+                    std::min(rho, by.clip_rho) * (rewards[i] + discount * next_value - values[i]);
+                const float trace = cut ? 0.0f : discount * by.trace_lambda * std::min(rho, by.clip_c);
                 correction = delta + trace * correction;
                 const float target = values[i] + correction;
                 const float behind = cut ? final_values[i] : next_target;
-                const float advantage = std::min(by.clip_pg_rho, rho)
+                const float advantage = std::min(rho, by.clip_pg_rho)
                                         * (rewards[i] + discount * behind - values[i]);
                 next_target = target;
 

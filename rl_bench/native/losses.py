@@ -8,14 +8,14 @@ actions, given as normalised log-probabilities.
 from __future__ import annotations
 
 import ctypes
+from typing import Any
 
 import torch
+from torch.autograd.function import once_differentiable
 
 from rl_bench.native import library
 
 Metrics = dict[str, float]
-# Of the policy's log-probabilities and of the values.
-Gradients = tuple[torch.Tensor, torch.Tensor]
 
 
 # What is returned as means over all rows, beside the loss; as in `losses.cpp`.
@@ -27,6 +27,27 @@ class Means(ctypes.Structure):
     _fields_ = [(name, ctypes.c_double) for name in (*OF_BOTH, *OF_VTRACE)]
 
 
+class Loss(torch.autograd.Function):
+    """A scalar of policy and values, whose gradients are known already."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        policy: torch.Tensor,
+        values: torch.Tensor,
+        gradients: tuple[torch.Tensor, torch.Tensor],
+        loss: float,
+    ) -> torch.Tensor:
+        ctx.gradients = gradients
+        return policy.new_tensor(loss)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        assert gradient.item() == 1.0, "nothing is computed from this loss"
+        return *ctx.gradients, None, None
+
+
 class Terms(ctypes.Structure):
     """How far policy and value may go, infinity for anywhere, and what the terms weigh."""
 
@@ -36,7 +57,7 @@ class Terms(ctypes.Structure):
     ]
 
 
-class VTrace(ctypes.Structure):
+class VTraceSettings(ctypes.Structure):
     """What V-trace clips ratios to, and how it discounts."""
 
     _fields_ = [
@@ -55,9 +76,14 @@ def clipped_objective(
     returns: torch.Tensor,
     old_values: torch.Tensor,
     terms: Terms,
-) -> tuple[Metrics, Gradients]:
-    """PPO's (`agents/ppo.py`). Shapes: policy [M, A], all others [M]."""
+) -> tuple[torch.Tensor, Metrics]:
+    """PPO's (`agents/ppo.py`): the loss to call `backward` of, and its terms' means by name.
+
+    Shapes: policy [M, A], all others [M]. Like the other, it gives NaN for an action that there is
+    not.
+    """
     given = (actions, old_log_probs, advantages, returns, old_values)
+    assert all(tensor.shape == values.shape for tensor in given)
     shape = len(policy), policy.shape[1]
     return _call("clipped_objective", OF_BOTH, policy, values, shape, given, terms)
 
@@ -73,16 +99,18 @@ def vtrace_objective(
     truncated: torch.Tensor,
     final_values: torch.Tensor,
     old_values: torch.Tensor,
-    vtrace: VTrace,
+    vtrace: VTraceSettings,
     terms: Terms,
-) -> tuple[Metrics, Gradients]:
+) -> tuple[torch.Tensor, Metrics]:
     """IMPALA's (`agents/impala.py`).
 
     Shapes: policy [T+1, B, A], values and old_values [T+1, B], all others [T, B].
     """
-    given = (
-        actions, old_log_probs, rewards, terminated, truncated, final_values, old_values
-    )  # fmt: skip
+    steps = (actions, old_log_probs, rewards, terminated, truncated, final_values)
+    assert all(tensor.shape == actions.shape for tensor in steps)
+    assert old_values.shape == values.shape == (len(actions) + 1, actions.shape[1])
+    assert terminated.dtype == truncated.dtype == torch.bool
+    given = (*steps, old_values)
     shape = (*actions.shape, policy.shape[-1])
     names = (*OF_BOTH, *OF_VTRACE)
     return _call("vtrace_objective", names, policy, values, shape, given, terms, vtrace)
@@ -97,16 +125,19 @@ def _call(
     given: tuple[torch.Tensor, ...],
     terms: Terms,
     *settings: ctypes.Structure,
-) -> tuple[Metrics, Gradients]:
+) -> tuple[torch.Tensor, Metrics]:
+    dtypes = {tensor.dtype for tensor in given[1:]}
+    assert given[0].dtype == torch.int64 and dtypes <= {torch.float32, torch.bool}, dtypes
     assert policy.dtype == values.dtype == torch.float32
-    policy, values = policy.detach().contiguous(), values.detach().contiguous()
+    outputs = policy.detach().contiguous(), values.detach().contiguous()
     given = tuple(tensor.contiguous() for tensor in given)
-    gradients = torch.empty_like(policy), torch.empty_like(values)
+    gradients = torch.empty_like(outputs[0]), torch.empty_like(outputs[1])
     means = Means()
     library.call(
-        function, policy, values, *shape, *given, terms, *settings, *gradients, means,
+        function, *outputs, *shape, *given, terms, *settings, *gradients, means,
         torch.get_num_threads(),
     )  # fmt: skip
     metrics = {name: getattr(means, name) for name in names}
     loss = metrics["policy_loss"] + terms.value_coef * metrics["value_loss"]
-    return {"loss": loss + terms.entropy_coef * metrics["entropy_loss"]} | metrics, gradients
+    loss += terms.entropy_coef * metrics["entropy_loss"]
+    return Loss.apply(policy, values, gradients, loss), {"loss": loss} | metrics

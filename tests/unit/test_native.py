@@ -240,7 +240,11 @@ def test_actions_are_those_that_the_head_would_sample(actions):
             torch.cat([a, b])
             for a, b in zip(head.dense.parameters(), value.parameters(), strict=True)
         ]
-        taken, log_probs, values = dense.act(features, dense.pack(*weights), noise)
+        packed = dense.pack(*weights)
+        taken, log_probs, values = dense.act(features, packed, noise)
+        for few in (slice(0, 1), slice(3, 8), slice(20, 33)):
+            alone = dense.act(features[few], packed, noise[few])
+            assert all(map(torch.equal, alone, (taken[few], log_probs[few], values[few])))
         policy = head(features)
         assert torch.equal(taken, head.sample(policy, noise))
         torch.testing.assert_close(log_probs, head.log_prob(policy, taken))

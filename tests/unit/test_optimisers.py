@@ -23,7 +23,9 @@ TORCHS = {
 
 def make_net() -> nn.Module:
     torch.manual_seed(3)
-    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(8 * 4 * 4, 5))
+    net = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.Conv2d(8, 1, 1), nn.Flatten(), nn.Linear(16, 601), nn.Linear(601, 1)
+    )
     return net.to(memory_format=torch.channels_last)
 
 
@@ -53,10 +55,10 @@ def test_the_same_weights_as_with_torchs_optimiser(kind, threads, max_grad_norm)
     # the falling rate is not torch's, or a thread leaves something out.
     torch.set_num_threads(threads)
     ours, theirs = make_net(), make_net()
-    optimiser = kind(ours.parameters(), learning_rate=0.1, eps=1e-3)
-    reference = TORCHS[getattr(kind, "func", kind)](theirs.parameters(), lr=0.1, eps=1e-3)
+    optimiser = kind(ours.parameters(), learning_rate=0.01, eps=1e-3)
+    reference = TORCHS[getattr(kind, "func", kind)](theirs.parameters(), lr=0.01, eps=1e-3)
     for step in range(20):
-        optimiser.learning_rate = reference.param_groups[0]["lr"] = 0.1 / (step + 1)
+        optimiser.learning_rate = reference.param_groups[0]["lr"] = 0.01 / (step + 1)
         gradients(ours, step)
         gradients(theirs, step)
         norm = torch.nn.utils.clip_grad_norm_(theirs.parameters(), max_grad_norm)
@@ -75,7 +77,7 @@ def test_nothing_changes_where_a_gradient_is_not_finite(kind, wrong):
     gradients(net, 0)
     optimiser.step(max_grad_norm=0.5)
     before = copy.deepcopy(everything(net, optimiser))
-    net[2].weight.grad[-1, -1] = wrong
+    net[3].weight.grad[-1, -1] = wrong
     assert not math.isfinite(optimiser.step(max_grad_norm=0.5))
     pairs = zip(before, everything(net, optimiser), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
@@ -105,8 +107,19 @@ def test_a_parameter_without_a_gradient_is_noticed():
         optimiser.step(max_grad_norm=0.5)
 
 
+@pytest.mark.parametrize(
+    "flags",
+    [
+        pytest.param(("--env", "toy-identity"), id="torch"),
+        pytest.param(
+            ("--env", "coinrun", "--precision", "fp32", "--set", "hardware.kernels=native"),
+            id="native",
+            marks=needs_compiler,
+        ),
+    ],
+)
 @pytest.mark.parametrize("algorithm", ["ppo", "impala"])
-def test_a_run_does_not_import_torchs_compiler(algorithm, tmp_path):
+def test_a_run_does_not_import_torchs_compiler(algorithm, flags, tmp_path):
     # Breaks when: anything of torch that a run touches does, which costs seconds at each start.
     program = (
         "import sys\n"
@@ -117,7 +130,7 @@ def test_a_run_does_not_import_torchs_compiler(algorithm, tmp_path):
         "assert not found, found\n"
     )
     run = run_python(
-        program, "--env", "toy-identity", "--total-timesteps", "256", "--num-envs", "8",
+        program, *flags, "--total-timesteps", "256", "--num-envs", "8",
         "--n-steps", "16", "--batch-size", "128", "--output-dir", str(tmp_path),
     )  # fmt: skip
     assert run.returncode == 0, run.stderr
