@@ -1,6 +1,7 @@
 """Clipping by the gradient's norm and Adam's step, in `adam.cpp`: one call for all parameters.
 
-torch takes a kernel for each parameter and purpose (perf/kernels.py compares).
+torch takes a kernel for each parameter and purpose; where all of it lies in the caches that is
+slower, out of them both wait for memory (perf/kernels.py compares).
 """
 
 from __future__ import annotations
