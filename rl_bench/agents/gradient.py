@@ -42,6 +42,21 @@ class Objective(Protocol):
         """
 
 
+def add_gradient(objective: Any, batch: Any, weight: float) -> Metrics:
+    """Add `weight` times the gradient of the loss of `batch`, natively where the network can.
+
+    `objective` has the loss twice: `losses` in terms of torch, which is the definition, and
+    `native_loss`, whose gradient is computed with it and weighed already.
+    """
+    if objective.net.has_native_losses:
+        loss, metrics = objective.native_loss(batch, weight)
+        loss.backward()
+        return {f"train/{name}": weight * value for name, value in metrics.items()}
+    losses = objective.losses(batch)
+    (losses["train/loss"] * weight).backward()
+    return {name: loss.item() * weight for name, loss in losses.items()}
+
+
 def add_metrics(sums: Metrics, more: Metrics) -> None:
     """Add metrics to what was summed so far."""
     for name, value in more.items():

@@ -14,6 +14,7 @@ from rl_bench.agents.gradient import (
     Gradient,
     Metrics,
     Prepared,
+    add_gradient,
     add_metrics,
     split_evenly,
 )
@@ -57,21 +58,16 @@ class VTraceObjective:
             chosen = unrolls[piece]
             weight = len(chosen) / len(index)
             some = batch.unrolls(self.unroll_length, chosen)
-            if self.net.has_native_losses:
-                add_metrics(sums, self._backward_natively(some, weight))
-                continue
-            losses = self.losses(some)
-            (losses["train/loss"] * weight).backward()
-            add_metrics(sums, {name: loss.item() * weight for name, loss in losses.items()})
+            add_metrics(sums, add_gradient(self, some, weight))
         return sums
 
-    def _backward_natively(self, batch: Trajectory, weight: float) -> Metrics:
-        """The same as with `losses`, whose gradient is computed with them."""
+    def native_loss(self, batch: Trajectory, weight: float) -> tuple[torch.Tensor, Metrics]:
+        """The same as `losses`, with a gradient `weight` times as large."""
         cfg = self.config
         reach = math.inf if cfg.clip_range is None else cfg.clip_range
         policy, values = self.net(batch.obs.flatten(0, 1))
         shape = batch.n_steps + 1, batch.num_envs
-        loss, metrics = vtrace_objective(
+        return vtrace_objective(
             policy.view(*shape, -1),
             values.view(shape),
             actions=batch.actions,
@@ -96,8 +92,6 @@ class VTraceObjective:
                 trace_lambda=cfg.vtrace_lambda,
             ),
         )
-        loss.backward()
-        return {f"train/{name}": weight * value for name, value in metrics.items()}
 
     def losses(self, batch: Trajectory) -> dict[str, torch.Tensor]:
         """All terms of the objective, as means over [T, B]; `loss` is what is minimised."""

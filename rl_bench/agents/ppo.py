@@ -8,7 +8,14 @@ from dataclasses import dataclass
 
 import torch
 
-from rl_bench.agents.gradient import PIECE_ROWS, WHOLE, Gradient, Metrics, Prepared
+from rl_bench.agents.gradient import (
+    PIECE_ROWS,
+    WHOLE,
+    Gradient,
+    Metrics,
+    Prepared,
+    add_gradient,
+)
 from rl_bench.agents.learner import Learner
 from rl_bench.agents.optimisers import make_adam
 from rl_bench.config import TrainingConfig
@@ -71,18 +78,13 @@ class ClippedObjective:
             # from being blown up to the size of a signal.
             spread = advantages.std().clamp(min=self.config.advantage_floor or 0.0) + 1e-8
             rows.advantages = (rows.advantages - advantages.mean()) / spread
-        weight = len(rows.advantages) / len(index)
-        if self.net.has_native_losses:
-            return self._backward_natively(rows, weight)
-        losses = self.losses(rows)
-        (losses["train/loss"] * weight).backward()
-        return {name: loss.item() * weight for name, loss in losses.items()}
+        return add_gradient(self, rows, len(rows.advantages) / len(index))
 
-    def _backward_natively(self, batch: Batch, weight: float) -> Metrics:
-        """The same as with `losses`, whose gradient is computed with them."""
+    def native_loss(self, batch: Batch, weight: float) -> tuple[torch.Tensor, Metrics]:
+        """The same as `losses`, with a gradient `weight` times as large."""
         cfg = self.config
         policy, values = self.net(batch.obs)
-        loss, metrics = clipped_objective(
+        return clipped_objective(
             policy,
             values,
             actions=batch.actions,
@@ -98,8 +100,6 @@ class ClippedObjective:
                 row_weight=weight / len(values),
             ),
         )
-        loss.backward()
-        return {f"train/{name}": weight * value for name, value in metrics.items()}
 
     def losses(self, batch: Batch) -> dict[str, torch.Tensor]:
         """All terms of the objective, as means over the rows; `loss` is what is minimised."""

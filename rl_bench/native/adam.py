@@ -47,10 +47,10 @@ def step(
     structs = (Parameter * len(rows))(
         *(Parameter(*(t.data_ptr() for t in row), row[0].numel()) for row in rows)
     )
-    news = (1.0 - beta for beta in betas)
+    new_weights = (1.0 - beta for beta in betas)
     corrections = 1.0 / (1.0 - betas[0] ** steps), (1.0 - betas[1] ** steps) ** -0.5
     return library.call(
-        "adam", structs, len(rows), *map(float, (max_norm, rate, *news, eps)),
+        "adam", structs, len(rows), *map(float, (max_norm, rate, *new_weights, eps)),
         *corrections, torch.get_num_threads(), returns=ctypes.c_double,
     )  # fmt: skip
 
