@@ -72,71 +72,44 @@ class Dense(nn.Linear):
         self._packed = None
 
 
-def convolve(
-    x: torch.Tensor,
-    *convs: Conv,
-    relu: bool,
-    rectified: bool = False,
-    added: torch.Tensor | None = None,
-    dtype: torch.dtype | None = None,
-) -> torch.Tensor:
-    """Through convolutions with ReLUs between them, → [N, O, H', W'] in channels-last memory.
+def convolve(x: torch.Tensor, *links: Link, dtype: torch.dtype) -> torch.Tensor:
+    """Through convolutions and what surrounds them, → [N, O, H', W'] in channels-last memory.
 
-    `relu` puts one behind the last too, `rectified` one before the first; `added` is added to the
-    outputs. x is [N, C, H, W] in channels-last memory or, where a PixelConv comes first, frames
+    x is [N, C, H, W] in channels-last memory or, where a PixelConv comes first, frames
     [N, H, W, C], which are computed in `dtype`.
     """
-    assert len({conv.native for conv in convs}) == 1, "all of them are native, or none"
-    if convs[0].native:
-        return _convolve_natively(x, convs, relu, rectified, added, dtype or x.dtype)
-    x = F.relu(x) if rectified else x
-    for conv in convs:
-        behind = relu or conv is not convs[-1]
-        x = conv(x, dtype, relu=behind) if isinstance(conv, PixelConv) else conv(x, relu=behind)
-    return x if added is None else added + x
+    assert len({conv.native for conv, _ in links}) == 1, "all of them are native, or none"
+    if links[0][0].native:
+        return _convolve_natively(x, links, dtype)
+    taken = []  # by each convolution
+    for conv, kind in links:
+        taken.append(x)
+        x = F.relu(x) if kind.rectified else x
+        is_first = isinstance(conv, PixelConv)
+        x = conv(x, dtype, relu=kind.relu) if is_first else conv(x, relu=kind.relu)
+        x = x + taken[-2] if kind.residual else x
+        x = F.max_pool2d(x, 3, stride=2, padding=1) if kind.pooled else x
+    return x
 
 
-def _convolve_natively(
-    x: torch.Tensor,
-    convs: Sequence[Conv],
-    relu: bool,
-    rectified: bool,
-    added: torch.Tensor | None,
-    dtype: torch.dtype,
-) -> torch.Tensor:
-    first = convs[0]
+def _convolve_natively(x: torch.Tensor, links: Sequence[Link], dtype: torch.dtype) -> torch.Tensor:
+    first, _ = links[0]
     if not isinstance(first, PixelConv):
         x = x.permute(0, 2, 3, 1)
     elif x.dtype != torch.uint8:  # bytes are taken as they are, and divided there
         x = x.to(dtype)
-    added = None if added is None else added.permute(0, 2, 3, 1).contiguous()
+    kinds = [kind for _, kind in links]
+    kernels = [conv.weight for conv, _ in links]
+    biases = [conv.bias for conv, _ in links if conv.bias is not None]
     if first.packs:
         x = x.contiguous()
         if first._packed is None:
-            first._packed = convolution.pack(x, *_parts_of(convs, relu, rectified), dtype)
-        y = convolution.convolve(x, first._packed, added)
+            first._packed = convolution.pack(x, kinds, kernels, biases, dtype)
+        y = convolution.convolve(x, first._packed)
     else:
-        kinds, kernels, biases = _parts_of(convs, relu, rectified)
         parameters = itertools.chain.from_iterable(zip(kernels, biases, strict=True))
-        y = convolution.Convolutions.apply(x, added, kinds, dtype, *parameters)
+        y = convolution.Convolutions.apply(x, kinds, dtype, *parameters)
     return y.permute(0, 3, 1, 2)
-
-
-def _parts_of(
-    convs: Sequence[Conv], relu: bool, rectified: bool
-) -> tuple[list[convolution.Kind], list[torch.Tensor], list[torch.Tensor]]:
-    """Kinds, kernels and biases of layers that follow each other."""
-    kinds = [
-        convolution.Kind(
-            conv.stride[0],
-            int(conv.padding[0]),
-            relu=relu or conv is not convs[-1],
-            rectified=rectified and conv is convs[0],
-        )
-        for conv in convs
-    ]
-    biases = [conv.bias for conv in convs if conv.bias is not None]
-    return kinds, [conv.weight for conv in convs], biases
 
 
 class Conv(nn.Conv2d):
@@ -148,6 +121,10 @@ class Conv(nn.Conv2d):
 
     def forward(self, x: torch.Tensor, *, relu: bool = False) -> torch.Tensor:
         return self._convolve(x, self.weight, self.stride, relu)
+
+    def link(self, **around: bool) -> Link:
+        """This layer for `convolve`, with what surrounds it, by names of `convolution.Kind`."""
+        return self, convolution.Kind(self.stride[0], int(self.padding[0]), **around)
 
     def use_native(self) -> None:
         """From now on `convolve` has it computed by `rl_bench.native`, if that has such a layer."""
@@ -180,6 +157,9 @@ class Conv(nn.Conv2d):
     def repack(self) -> None:
         """To be called when the weights have changed."""
         self._packed = None
+
+
+Link = tuple[Conv, convolution.Kind]
 
 
 class PixelConv(Conv):

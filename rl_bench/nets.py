@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping
+from typing import cast
 
 import gymnasium
 import numpy as np
@@ -22,7 +23,7 @@ from torch import nn
 
 from rl_bench.errors import ConfigError
 from rl_bench.heads import CategoricalHead, make_head
-from rl_bench.layers import Conv, Dense, PixelConv, can_pack, convolve, packable
+from rl_bench.layers import Conv, Dense, Link, PixelConv, can_pack, convolve, packable
 from rl_bench.native import dense
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -52,18 +53,21 @@ class NatureEncoder(nn.Module):
         self.dense = Dense(64 * side[0] * side[1], hidden_size)
 
     def forward(self, frames: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        x = convolve(frames, self.conv1, self.conv2, self.conv3, relu=True, dtype=dtype)
+        links = (conv.link(relu=True) for conv in (self.conv1, self.conv2, self.conv3))
+        x = convolve(frames, *links, dtype=dtype)
         return self.dense(flatten_channels_last(x), relu=True)
 
 
 class ResidualBlock(nn.Module):
+    """Two convolutions with a ReLU before each, whose outputs are added to what they take."""
+
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.conv1 = Conv(channels, channels, 3, padding=1)
         self.conv2 = Conv(channels, channels, 3, padding=1)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return convolve(x, self.conv1, self.conv2, relu=False, rectified=True, added=x)
+    def links(self) -> tuple[Link, Link]:
+        return self.conv1.link(rectified=True, relu=True), self.conv2.link(residual=True)
 
 
 class ImpalaEncoder(nn.Module):
@@ -87,7 +91,7 @@ class ImpalaEncoder(nn.Module):
             ]
         )
         self.blocks = nn.ModuleList(
-            nn.Sequential(ResidualBlock(c), ResidualBlock(c)) for c in (16, 32, 32)
+            nn.ModuleList([ResidualBlock(c), ResidualBlock(c)]) for c in (16, 32, 32)
         )
         for _ in self.convs:
             height, width = (height + 1) // 2, (width + 1) // 2
@@ -97,8 +101,9 @@ class ImpalaEncoder(nn.Module):
         x = frames
         for conv, blocks in zip(self.convs, self.blocks, strict=True):
             assert isinstance(conv, Conv)
-            x = convolve(x, conv, relu=False, dtype=dtype)
-            x = blocks(F.max_pool2d(x, 3, stride=2, padding=1))
+            assert isinstance(blocks, nn.ModuleList)
+            links = (link for block in blocks for link in cast(ResidualBlock, block).links())
+            x = convolve(x, conv.link(pooled=True), *links, dtype=dtype)
         return self.dense(flatten_channels_last(F.relu(x)), relu=True)
 
 

@@ -1,6 +1,7 @@
 // What Python says of a convolution.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 struct Geometry {
@@ -9,6 +10,12 @@ struct Geometry {
     int32_t out_height, out_width, out_channels;
     int32_t bytes;  // whether the input is uint8 ; pixels then count as bytes / 255
     int32_t rectified;  // whether a ReLU comes before the convolution
+    int32_t pooled;     // whether a max-pool comes behind it (pool.h)
+
+    // What the next layer takes.
+    int passed_height() const { return pooled ? (out_height + 1) / 2 : out_height; }
+    int passed_width() const { return pooled ? (out_width + 1) / 2 : out_width; }
+    size_t passed_on() const { return (size_t)passed_height() * passed_width() * out_channels; }
 };
 
 // A convolution that takes the outputs of the one before it, in numbers of the kind `Value`.
@@ -16,10 +23,12 @@ template <typename Value>
 struct Layer {
     Geometry geometry;
     int32_t relu;         // whether one comes behind it
+    int32_t residual;     // whether what the layer before it takes is added to its outputs
     const Value* u;       // the kernel as it was packed
     const Value* u_transposed;
     const float* bias;    // [O]
-    Value* outputs;       // of all images; for acting, the last layer's alone
+    Value* outputs;       // of all images, pooled; for acting, the last layer's alone
+    uint8_t* winners;     // the pool's, for learning: which of the nine pixels each output is
     float* dkernel;       // [O, rows, columns, channels]
     float* dbias;         // [O]
 };

@@ -11,7 +11,7 @@
 
 namespace {
 
-thread_local Scratch<Bf16> between[2];  // of a group, behind even and odd layers
+thread_local Scratch<Bf16> between[3];  // of a group, behind layers in turn
 thread_local Scratch<float> gradients;
 
 template <typename Visit>
@@ -23,8 +23,12 @@ void for_groups(int images, int rows, int threads, Visit visit) {
     });
 }
 
-// Of a group's outputs, in images as in groups.
-size_t place_of(const Shape& s, const Group& g) { return g.first * s.out_image(); }
+// Of what a layer passes on for a group, in images as in groups.
+size_t place_of(const Shape& s, const Group& g) { return g.first * s.passed_on(); }
+
+uint8_t* winners_of(const Shape& s, const Group& g, const Layer<Bf16>& layer) {
+    return layer.winners ? layer.winners + place_of(s, g) : nullptr;
+}
 
 INLINE float scale_of(const Shape& s) { return s.bytes ? 1.0f / 255.0f : 1.0f; }
 
@@ -94,23 +98,30 @@ extern "C" void bf16_pack_kernel(const Geometry* geometry, const float* kernel, 
 // Fills the outputs [images, out_height, out_width, O] of the last of `count` layers and, for learning,
 // those of the layers before it, which lie in groups [pixels, 32, O].
 extern "C" void bf16_convolve(const Layer<Bf16>* layers, int32_t count, int32_t images,
-                              const void* pixels, const Bf16* added, int32_t threads) {
+                              const void* pixels, int32_t threads) {
     const auto shapes = plans_of<Shape>(layers, count);
-    const bool learns = count > 1 && layers[0].outputs;
+    const bool learns = (count > 1 && layers[0].outputs) || layers[0].winners;
     // For acting, groups may be smaller, so that every thread has one.
     const int rows = learns || images > BLOCK * threads ? GROUP : BLOCK;
     for_groups(images, rows, threads, [&](const Group& g, Unit& unit, int) {
-        const Bf16* source = source_of(shapes[0], g, pixels);
-        for (int l = 0; l + 1 < count; ++l) {
+        const Bf16 *passed = nullptr, *before = nullptr;  // by the layer before, and by that before it
+        for (int l = 0; l < count; ++l) {
             const Shape& s = shapes[l];
+            const Bf16* source =
+                l ? source_of(s, rows, passed) : source_of(s, g, pixels);
+            const Bf16* added = layers[l].residual ? before : nullptr;
+            uint8_t* winners = winners_of(s, g, layers[l]);
+            if (l + 1 == count) {
+                forward(unit, s, layers[l], rows, source, added, winners,
+                        in_images(layers[l].outputs, g, s.passed_pixels(), s.out_channels));
+                return;
+            }
             Bf16* out = learns ? layers[l].outputs + place_of(s, g)
-                               : between[l % 2].of(rows * s.out_image());
-            forward(unit, s, layers[l], rows, source, nullptr, in_group(out, rows, s.out_channels));
-            source = out;
+                               : between[l % 3].of(rows * s.passed_on());
+            forward(unit, s, layers[l], rows, source, added, winners,
+                    in_group(out, rows, s.out_channels));
+            before = passed, passed = out;
         }
-        const Shape& s = shapes[count - 1];
-        forward(unit, s, layers[count - 1], rows, source, added ? added + place_of(s, g) : nullptr,
-                in_images(layers[count - 1].outputs, g, s.out_pixels(), s.out_channels));
     });
 }
 
@@ -122,29 +133,39 @@ extern "C" void bf16_convolve_backward(const Layer<Bf16>* layers, int32_t count,
     const Sums all(shapes, threads, gradients);
     for_groups(images, GROUP, threads, [&](const Group& g, Unit& unit, int thread) {
         const Shape& last = shapes[count - 1];
-        const Bf16* outputs = layers[count - 1].relu ? layers[count - 1].outputs : nullptr;
-        Bf16* behind = between[(count - 1) % 2].of(GROUP * last.out_image());
-        fill_blocks(g, last.out_pixels(), last.out_channels, gradient, behind,
+        const Bf16* activated = layers[count - 1].relu ? layers[count - 1].outputs : nullptr;
+        Bf16* behind = between[(count - 1) % 3].of(GROUP * last.passed_on());
+        fill_blocks(g, last.passed_pixels(), last.out_channels, gradient, behind,
                     [&](Bf16x16 x, size_t at) {
-                        return outputs ? where_positive(load_as<Bf16x16>(outputs + at), x) : x;
+                        return activated ? where_positive(load_as<Bf16x16>(activated + at), x) : x;
                     });
-        const Bf16* first = source_of(shapes[0], g, pixels);
+        const Bf16* skipped = nullptr;  // the gradient behind a residual block, in its second layer
         for (int l = count - 1; l >= 0; --l) {
             const Shape& s = shapes[l];
-            const Bf16* source = l ? layers[l - 1].outputs + place_of(shapes[l - 1], g) : first;
-            float* du = all.of(l, thread);
-            add_to_bias(s, behind, du + s.weights());
-            add_to_kernel(unit, s, source, behind, du);
-            if (l) {
-                Bf16* before = between[(l - 1) % 2].of(GROUP * s.image());
-                into_images(unit, s, layers[l].u_transposed, behind,
-                            layers[l - 1].relu ? source : nullptr,
-                            in_group(before, GROUP, s.channels));
-                behind = before;
-            } else if (dimages) {
-                into_images(unit, s, layers[l].u_transposed, behind, s.rectified ? source : nullptr,
-                            in_images(dimages, g, s.pixels(), s.channels));
+            const Bf16* outputs = behind;  // their gradient
+            if (s.pooled) {
+                Bf16* whole = unpooled.of(GROUP * s.out_image());
+                unpool(s, GROUP, behind, winners_of(s, g, layers[l]), whole);
+                outputs = whole;
             }
+            const Bf16* source =
+                l ? source_of(s, GROUP, layers[l - 1].outputs + place_of(shapes[l - 1], g))
+                  : source_of(s, g, pixels);
+            float* du = all.of(l, thread);
+            add_to_bias(s, outputs, du + s.weights());
+            add_to_kernel(unit, s, source, outputs, du);
+            if (!l) {
+                if (dimages)
+                    into_images(unit, s, layers[l].u_transposed, outputs, nullptr, nullptr,
+                                in_images(dimages, g, s.pixels(), s.channels));
+                return;
+            }
+            Bf16* before = between[(l - 1) % 3].of(GROUP * s.image());
+            into_images(unit, s, layers[l].u_transposed, outputs,
+                        layers[l - 1].relu || s.rectified ? source : nullptr, skipped,
+                        in_group(before, GROUP, s.channels));
+            skipped = layers[l].residual ? behind : nullptr;
+            behind = before;
         }
     });
     for (int l = 0; l < count; ++l)

@@ -8,18 +8,6 @@ typedef Bf16 Bf16x16 __attribute__((vector_size(32)));    // 16 of them
 typedef float Floats __attribute__((vector_size(64)));   // as many, whatever the CPU's vectors hold
 typedef uint32_t Words __attribute__((vector_size(64)));
 
-template <typename Vector, typename Value>
-INLINE Vector load_as(const Value* from) {
-    Vector value;
-    std::memcpy(&value, from, sizeof value);
-    return value;
-}
-
-template <typename Vector, typename Value>
-INLINE void store_as(Value* to, Vector value) {
-    std::memcpy(to, &value, sizeof value);
-}
-
 INLINE Words words_of(Bf16x16 x) {
 #ifdef __AVX512F__
     return (Words)_mm512_cvtepu16_epi32((__m256i)x);  // the compiler takes four instructions

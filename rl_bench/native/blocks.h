@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "arguments.h"
+#include "pool.h"
 #include "products.h"
 
 constexpr int GROUP = 32;  // images; two blocks of rows
@@ -36,6 +37,7 @@ struct Shape : Geometry {
     static int chunk_of(int count) { return count % LINE == 0 ? LINE : BLOCK; }
     int pixels() const { return height * width; }
     int out_pixels() const { return out_height * out_width; }
+    int passed_pixels() const { return passed_height() * passed_width(); }
     size_t image() const { return (size_t)pixels() * channels; }
     size_t out_image() const { return (size_t)out_pixels() * out_channels; }
     size_t weights() const { return (size_t)taps * out_channels * depth; }
@@ -139,12 +141,5 @@ INLINE void turn_rows(const Bf16* rows, int count, Bf16* columns) {
         for (int c = 0; c < count; c += BLOCK)
             transpose(rows + r * count + c, count, columns + c * GROUP + r, GROUP);
 }
-
-// Where the rows of one pixel lie.
-struct Rows {
-    Bf16* first;
-    ptrdiff_t apart;
-    int count;
-};
 
 }  // namespace

@@ -1,4 +1,4 @@
-"""Convolutions with biases and ReLUs in the same pass.
+"""Convolutions with what surrounds them: biases, ReLUs, max-pools and residual connections.
 
 Layers that follow each other are done together, a few images at a time that stay in the cache. In
 float32 `winograd.cpp` does with 4 or 2.25 times fewer products than the definition, in bfloat16
@@ -14,7 +14,7 @@ import ctypes
 import functools
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,7 +36,7 @@ class Geometry(ctypes.Structure):
         (name, ctypes.c_int32)
         for name in (
             "height", "width", "channels", "step", "padding", "kernel",
-            "out_height", "out_width", "out_channels", "bytes", "rectified",
+            "out_height", "out_width", "out_channels", "bytes", "rectified", "pooled",
         )
     ]  # fmt: skip
 
@@ -47,9 +47,10 @@ class Layer(ctypes.Structure):
     _fields_ = [
         ("geometry", Geometry),
         ("relu", ctypes.c_int32),
+        ("residual", ctypes.c_int32),
         *(
             (name, ctypes.c_void_p)
-            for name in ("u", "u_transposed", "bias", "outputs", "dkernel", "dbias")
+            for name in ("u", "u_transposed", "bias", "outputs", "winners", "dkernel", "dbias")
         ),
     ]
 
@@ -64,48 +65,52 @@ def fits(
 
 @dataclass(frozen=True)
 class Kind:
-    """What a kernel does not say of its layer; `rectified` puts a ReLU before it, `relu` behind."""
+    """What a kernel does not say of its layer.
+
+    `rectified` puts a ReLU before it, `relu` behind; `residual` adds to its outputs what the layer
+    before it takes, `pooled` takes of them the largest of 3 × 3 around every second pixel.
+    """
 
     stride: int
     padding: int
-    relu: bool
+    relu: bool = False
     rectified: bool = False
+    residual: bool = False
+    pooled: bool = False
 
 
 class Convolutions(torch.autograd.Function):
     """Images [N, H, W, C], through one layer after the other, → [N, H', W', O] of `dtype`.
 
     Each layer has a kernel [O, C, K, K] and a bias [O], float32. The images may be uint8; they then
-    count as divided by 255. `added` [N, H', W', O], unless None, is added to the last outputs.
+    count as divided by 255.
     """
 
     @staticmethod
     def forward(
         ctx: Any,
         images: torch.Tensor,
-        added: torch.Tensor | None,
         kinds: Sequence[Kind],
         dtype: torch.dtype,
         *kernels_and_biases: torch.Tensor,
     ) -> torch.Tensor:
-        assert added is None or not kinds[-1].relu, "its gradient would have to pass the ReLU"
         images = images.contiguous()
         kernels, biases = kernels_and_biases[::2], kernels_and_biases[1::2]
         chain = pack(images, kinds, kernels, biases, dtype)
         outputs = [layer.room_to_learn_from(images) for layer in chain.layers[:-1]]
-        for struct, room in zip(chain.structs, outputs, strict=False):
-            struct.outputs = room.data_ptr()
-        out = convolve(images, chain, added)
+        winners = [layer.room_for_winners(images) for layer in chain.layers]
+        out = convolve(images, chain, outputs=[*outputs, None], winners=winners)
         ctx.forms, ctx.dtype = [layer.form for layer in chain.layers], dtype
         # Without a ReLU behind it, the last layer's gradient does not ask for its outputs.
-        ctx.save_for_backward(images, *outputs, out if kinds[-1].relu else None, *kernels)
+        ctx.save_for_backward(images, *outputs, out if kinds[-1].relu else None, *winners, *kernels)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         images, *saved = ctx.saved_tensors
-        outputs, kernels = saved[: len(ctx.forms)], saved[len(ctx.forms) :]
+        count = len(ctx.forms)
+        outputs, winners, kernels = saved[:count], saved[count : 2 * count], saved[2 * count :]
         gradient = gradient.contiguous()
         dimages = None
         if ctx.needs_input_grad[0]:
@@ -119,14 +124,15 @@ class Convolutions(torch.autograd.Function):
         dkernels = [torch.empty_like(k, memory_format=torch.channels_last) for k in kernels]
         dbiases = [k.new_empty(len(k)) for k in kernels]
         layers = _layers(
-            ctx.forms, u_transposed=turned, outputs=outputs, dkernel=dkernels, dbias=dbiases
-        )
+            ctx.forms, u_transposed=turned, outputs=outputs, winners=winners,
+            dkernel=dkernels, dbias=dbiases,
+        )  # fmt: skip
         library.call(
             _name("convolve_backward", ctx.dtype), layers, len(layers), len(images),
             images, gradient, dimages, _threads(images),
         )  # fmt: skip
         parameters = itertools.chain.from_iterable(zip(dkernels, dbiases, strict=True))
-        return dimages, gradient if ctx.needs_input_grad[1] else None, None, None, *parameters
+        return dimages, None, None, *parameters
 
 
 @dataclass(frozen=True)
@@ -135,6 +141,14 @@ class Form:
 
     geometry: Geometry
     relu: bool
+    residual: bool
+
+    def size(self) -> tuple[int, int, int]:
+        """Of an image for the next layer: height, width, channels."""
+        g = self.geometry
+        sides = (g.out_height, g.out_width)
+        height, width = (math.ceil(n / 2) if g.pooled else n for n in sides)
+        return height, width, g.out_channels
 
 
 @dataclass(frozen=True)
@@ -152,15 +166,20 @@ class Packed:
 
     def room_for(self, images: torch.Tensor) -> torch.Tensor:
         """For the outputs, [N, H', W', O]."""
-        g = self.form.geometry
-        return self.u.new_empty(len(images), g.out_height, g.out_width, g.out_channels)
+        return self.u.new_empty(len(images), *self.form.size())
 
     def room_to_learn_from(self, images: torch.Tensor) -> torch.Tensor:
         """For outputs that another layer takes; in bfloat16 [groups, H', W', 32, O]."""
         if self.u.dtype == torch.float32:
             return self.room_for(images)
-        g, groups = self.form.geometry, math.ceil(len(images) / GROUP)
-        return self.u.new_empty(groups, g.out_height, g.out_width, GROUP, g.out_channels)
+        height, width, channels = self.form.size()
+        return self.u.new_empty(math.ceil(len(images) / GROUP), height, width, GROUP, channels)
+
+    def room_for_winners(self, images: torch.Tensor) -> torch.Tensor | None:
+        """For the pool's, which lie as outputs to learn from do."""
+        if not self.form.geometry.pooled:
+            return None
+        return torch.empty_like(self.room_to_learn_from(images), dtype=torch.uint8)
 
 
 @dataclass(frozen=True)
@@ -187,14 +206,16 @@ def pack(
 ) -> Chain:
     """Layers for images [N, H, W, C] of this kind, height and width, however many."""
     assert images.dtype in (torch.uint8, dtype)
+    assert not any(kind.relu and (kind.pooled or kind.residual) for kind in kinds), "no gradient"
+    assert not kinds[0].rectified and not any(kind.residual for kind in kinds[:2]), "none here"
     layers: list[Packed] = []
     size, as_bytes = tuple(images.shape[1:]), images.dtype == torch.uint8
     for kind, kernel, bias in zip(kinds, kernels, biases, strict=True):
         geometry = _geometry(size, kernel, kind, as_bytes=as_bytes)
         u = _pack_kernel(geometry, kernel, dtype)
-        layers.append(Packed(Form(geometry, kind.relu), u, bias.detach().contiguous()))
-        size = (geometry.out_height, geometry.out_width, geometry.out_channels)
-        as_bytes = False
+        form = Form(geometry, kind.relu, kind.residual)
+        layers.append(Packed(form, u, bias.detach().contiguous()))
+        size, as_bytes = form.size(), False
     return Chain(layers)
 
 
@@ -208,7 +229,6 @@ def _geometry(
         channels=channels, out_channels=out_channels, kernel=side, stride=kind.stride,
         padding=kind.padding, first=True,
     )  # fmt: skip
-    assert not kind.rectified or channels % LANES == 0, "nothing comes before a first layer"
     assert min(height, width) + 2 * kind.padding >= side, (kernel.shape, size)
     return Geometry(
         height=height,
@@ -222,6 +242,7 @@ def _geometry(
         out_channels=out_channels,
         bytes=as_bytes,
         rectified=kind.rectified,
+        pooled=kind.pooled,
     )
 
 
@@ -241,29 +262,39 @@ def _name(function: str, dtype: torch.dtype) -> str:
     return f"{COMPUTED_BY[dtype]}_{function}"
 
 
-def convolve(images: torch.Tensor, chain: Chain, added: torch.Tensor | None = None) -> torch.Tensor:
-    """What `Convolutions` gives, without a gradient; all arguments contiguous."""
+def convolve(
+    images: torch.Tensor, chain: Chain, **rooms: Sequence[torch.Tensor | None]
+) -> torch.Tensor:
+    """What `Convolutions` gives, without a gradient, of contiguous images.
+
+    `rooms` are for what is to be kept of each layer, by its name in `Layer`.
+    """
     last = chain.layers[-1]
     first, out = chain.layers[0].form.geometry, last.room_for(images)
     assert images.shape[1:] == (first.height, first.width, first.channels)
     assert images.is_contiguous() and (images.dtype == torch.uint8) == first.bytes
     assert images.dtype in (torch.uint8, out.dtype), (images.dtype, out.dtype)
-    assert added is None or (added.is_contiguous() and added.shape == out.shape)
-    assert added is None or added.dtype == out.dtype
     layers = chain.structs
+    _place(layers, rooms)
     layers[-1].outputs = out.data_ptr()
     name = _name("convolve", last.u.dtype)
-    library.call(name, layers, len(layers), len(images), images, added, _threads(images))
+    library.call(name, layers, len(layers), len(images), images, _threads(images))
     return out
 
 
 def _layers(forms: Sequence[Form], **columns: Sequence[torch.Tensor | None]) -> ctypes.Array[Layer]:
-    """With the addresses of tensors, by name; all are to be kept alive meanwhile."""
-    layers = (Layer * len(forms))(*(Layer(form.geometry, form.relu) for form in forms))
+    layers = (Layer * len(forms))(*(Layer(f.geometry, f.relu, f.residual) for f in forms))
+    _place(layers, columns)
+    return layers
+
+
+def _place(
+    layers: ctypes.Array[Layer], columns: Mapping[str, Sequence[torch.Tensor | None]]
+) -> None:
+    """Set the addresses of tensors, by name; all are to be kept alive meanwhile."""
     for name, tensors in columns.items():
         for layer, tensor in zip(layers, tensors, strict=True):
             setattr(layer, name, None if tensor is None else tensor.data_ptr())
-    return layers
 
 
 def _threads(images: torch.Tensor) -> int:

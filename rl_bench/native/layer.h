@@ -3,11 +3,13 @@
 
 #include "images.h"
 #include "matmul.h"
+#include "pool.h"
 
 namespace {
 
 thread_local Scratch<uint8_t> byte_grids;
 thread_local Scratch<float> grids, inputs, products;
+thread_local Scratch<float> unpooled;  // outputs before a max-pool, of a block's images
 
 // Calls `block(start, stop, tile)` for some images at a time, or for some tiles of one.
 template <typename Block>
@@ -63,10 +65,24 @@ float* inputs_of(const Plan& p, const void* images, int start, int stop, int til
     return v;
 }
 
-// `added`, unless null, is added before the ReLU.
+// Where an image of a block has its outputs before a max-pool.
+INLINE float* unpooled_image(const Plan& p, int image) {
+    return unpooled.of(p.block * p.out_image()) + image * p.out_image();
+}
+
+// The outputs of one image, pooled.
+void pool(const Plan& p, const float* image, float* out, uint8_t* winners) {
+    const ptrdiff_t row = (ptrdiff_t)p.passed_width() * p.out_channels;
+    for (int y = 0; y < p.passed_height(); ++y, out += row, winners += winners ? row : 0)
+        pool_row<float>(
+            p, y, 1, [&](int from) { return image + (ptrdiff_t)from * p.out_width * p.out_channels; },
+            [&](int x) { return Rows<float>{out + x * p.out_channels, 0, 1}; }, winners);
+}
+
+// `added`, unless null, is added before the ReLU; `winners` may be null too.
 template <int R>
 void forward(const Plan& p, const Layer<float>& layer, int images, const void* pixels, const float* added,
-             float* out) {
+             float* out, uint8_t* winners) {
     for_blocks(p, images, [&](int start, int stop, int tile) {
         const int rows = rows_of(p, start, stop, tile), width = p.out_channels;
         const float* v = inputs_of<R>(p, pixels, start, stop, tile);
@@ -77,26 +93,41 @@ void forward(const Plan& p, const Layer<float>& layer, int images, const void* p
                 layer.u + k * plane_of(p.depth, width), y + k * plane_of(rows, width));
         for_images(p, start, stop, tile, [&](int n, const Part& part) {
             const size_t at = n * p.out_image();
-            transform_outputs<R>(p, part, y, layer.bias, layer.relu, added ? added + at : nullptr,
-                                 out + at);
+            float* to = p.pooled ? unpooled_image(p, n - start) : out + at;
+            transform_outputs<R>(p, part, y, layer.bias, layer.relu, added ? added + at : nullptr, to);
         });
+        if (p.pooled && tile + p.chunk >= p.tiles)
+            for (int n = start; n < stop; ++n)
+                pool(p, unpooled_image(p, n - start), out + n * p.passed_on(),
+                     winners ? winners + n * p.passed_on() : nullptr);
     });
 }
 
-// Adds to `du_transposed` and `dbias`; writes `dimages` unless null. `activated` holds the outputs where a
-// ReLU came behind, else it is null.
+// What a layer's backward pass starts from, of some images.
+struct Behind {
+    const float* gradient;   // of what was passed on
+    const float* activated;  // the outputs where a ReLU came behind, else null
+    const uint8_t* winners;  // where they were pooled, else null
+};
+
+// Adds to `du_transposed` and `dbias`; writes `dimages` unless null, and into them `skipped`, unless null: the
+// gradient that passes the layers of a residual block by.
 template <int R>
 void backward(const Plan& p, const Layer<float>& layer, int images, const void* pixels,
-              const float* gradient, const float* activated, float* du_transposed, float* dbias,
+              const Behind& behind, float* du_transposed, float* dbias, const float* skipped,
               float* dimages) {
     for_blocks(p, images, [&](int start, int stop, int tile) {
+        if (p.pooled && tile == 0)
+            for (int n = start; n < stop; ++n)
+                unpool(p, 1, behind.gradient + n * p.passed_on(), behind.winners + n * p.passed_on(),
+                       unpooled_image(p, n - start));
         const int rows = rows_of(p, start, stop, tile), width = p.out_channels;
         const float* v = inputs_of<R>(p, pixels, start, stop, tile);
         float* dy = products.of(p.outputs());
         for_images(p, start, stop, tile, [&](int n, const Part& part) {
             const size_t at = n * p.out_image();
-            untransform_outputs<R>(p, part, gradient + at, activated ? activated + at : nullptr,
-                                   dy, dbias);
+            untransform_outputs<R>(p, part, p.pooled ? unpooled_image(p, n - start) : behind.gradient + at,
+                                   behind.activated ? behind.activated + at : nullptr, dy, dbias);
         });
         for (int k = 0; k < p.points; ++k)
             matmul<Order::COLUMNS_FIRST, true>(
@@ -112,8 +143,9 @@ void backward(const Plan& p, const Layer<float>& layer, int images, const void* 
             float* image = dimages + n * p.image();
             if (part.start == 0) std::fill_n(image, p.image(), 0.0f);
             untransform_inputs<R>(p, part, dv, cells_within(p, image));
-            if (p.rectified && part.stop == p.tiles)
-                rectify(static_cast<const float*>(pixels) + n * p.image(), image, p.image());
+            if (part.stop < p.tiles) return;
+            if (p.rectified) rectify(static_cast<const float*>(pixels) + n * p.image(), image, p.image());
+            if (skipped) add(skipped + n * p.image(), image, p.image());
         });
     });
 }

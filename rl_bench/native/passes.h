@@ -8,6 +8,7 @@ namespace {
 constexpr size_t BAND = 320000;  // values that wait for the products of kernels' gradients
 
 thread_local Scratch<Bf16> sources, turned_gradients, paired_sources;
+thread_local Scratch<Bf16> unpooled;  // outputs before a max-pool, or their gradient
 thread_local Scratch<float> sums;
 thread_local std::vector<Step> steps;
 
@@ -29,11 +30,20 @@ Bf16* source_of(const Shape& s, const Group& g, const void* images) {
         widen_images(s, g, static_cast<const uint8_t*>(images), source);
     else if (s.strips)
         widen_images(s, g, halves, source);
-    else if (s.rectified)
-        fill_blocks(g, s.pixels(), s.channels, halves, source,
-                    [](Bf16x16 x, size_t) { return narrowed(rectified(widened(x))); });
     else
         fill_blocks(g, s.pixels(), s.channels, halves, source, [](Bf16x16 x, size_t) { return x; });
+    return source;
+}
+
+// What another layer's products are taken from, where `passed` is what the layer before it passed on.
+const Bf16* source_of(const Shape& s, int rows, const Bf16* passed) {
+    if (!s.rectified) return passed;
+    const size_t count = rows * s.image();
+    Bf16* source = sources.of(count);
+    for (size_t i = 0; i < count; i += BLOCK) {
+        const Floats x = widened(load_as<Bf16x16>(passed + i));
+        store_as(source + i, narrowed(rectified(x)));
+    }
     return source;
 }
 
@@ -52,37 +62,65 @@ void list_products(const Shape& s, int rows, const Bf16* source, const Bf16* u, 
         });
 }
 
-// Outputs of one pixel: products [rows, 16 blocks] with bias, ReLU and, unless null, what is to be added.
+// Outputs of one pixel: products [rows, 16 blocks] with bias, ReLU and, unless null, what is to be added,
+// [rows, channels].
 INLINE void finish(const float* products, int blocks, const float* bias, bool relu,
-                   const Bf16* added, Rows to) {
+                   const Bf16* added, int channels, Rows<Bf16> to) {
     for (int r = 0; r < to.count; ++r)
         for (int j = 0; j < blocks; ++j, products += BLOCK) {
-            const ptrdiff_t at = r * to.apart + j * BLOCK;
             Floats y = load_as<Floats>(products) + load_as<Floats>(bias + j * BLOCK);
-            if (added) y += widened(load_as<Bf16x16>(added + at));
-            store_as(to.first + at, narrowed(relu ? rectified(y) : y));
+            if (added) y += widened(load_as<Bf16x16>(added + r * channels + j * BLOCK));
+            store_as(to.first + r * to.apart + j * BLOCK, narrowed(relu ? rectified(y) : y));
         }
 }
 
-// `rows_at(pixel)` says where outputs go; `added` lies as they do.
-template <typename Place>
-void forward(Unit& unit, const Shape& s, const Layer<Bf16>& layer, int rows, const Bf16* source,
-             const Bf16* added, Place rows_at) {
+// `rows_at(pixel)` says where outputs go, and `done(y)` is told when a row of them is there; `added`
+// [pixels, rows, channels] may be null.
+template <typename Place, typename Done>
+void convolve(Unit& unit, const Shape& s, const Layer<Bf16>& layer, int rows, const Bf16* source,
+              const Bf16* added, Place rows_at, Done done) {
     const ptrdiff_t block = (ptrdiff_t)s.taps * s.depth * BLOCK;  // of U, for 16 filters
     const Layout by{s.source_row(), 2 * BLOCK, block, s.chunk / 2};
     float* products = sums.of(GROUP * 2 * BLOCK);
-    for (int y = 0; y < s.out_height; ++y)
+    for (int y = 0; y < s.out_height; ++y) {
         for (int x = 0; x < s.out_width; ++x) {
             list_products(s, rows, source, layer.u, y, x);
-            const Rows to = rows_at(y * s.out_width + x);
-            const Bf16* more = added ? added + (to.first - rows_at(0).first) : nullptr;
+            const int pixel = y * s.out_width + x;
+            const Rows<Bf16> to = rows_at(pixel);
+            const Bf16* more = added ? added + (ptrdiff_t)pixel * rows * s.out_channels : nullptr;
             for_pairs(s.out_channels, [&](int o, int blocks) {
                 unit.multiply(rows / BLOCK, blocks, steps.data(), steps.size(), by, products);
                 finish(products, blocks, layer.bias + o, layer.relu, more ? more + o : nullptr,
-                       {to.first + o, to.apart, to.count});
+                       s.out_channels, {to.first + o, to.apart, to.count});
                 advance_right(blocks * block);
             });
         }
+        done(y);
+    }
+}
+
+// The same, with a max-pool where the layer has one. Of what comes before it only some rows are kept.
+template <typename Place>
+void forward(Unit& unit, const Shape& s, const Layer<Bf16>& layer, int rows, const Bf16* source,
+             const Bf16* added, uint8_t* winners, Place rows_at) {
+    if (!s.pooled) {
+        convolve(unit, s, layer, rows, source, added, rows_at, [](int) {});
+        return;
+    }
+    constexpr int KEPT = 4;  // three are under the pool
+    const ptrdiff_t pixel = (ptrdiff_t)rows * s.out_channels, row = s.out_width * pixel;
+    Bf16* kept = unpooled.of(KEPT * row);
+    const auto kept_at = [=](int y) { return kept + y % KEPT * row; };
+    const auto into_kept = [=](int place) {
+        Bf16* first = kept_at(place / s.out_width) + place % s.out_width * pixel;
+        return Rows<Bf16>{first, s.out_channels, rows};
+    };
+    convolve(unit, s, layer, rows, source, added, into_kept, [=](int y) {
+        if (y % 2 == 0 && y + 1 < s.out_height) return;  // the next row is under the pool too
+        const int first = y / 2 * s.passed_width();
+        pool_row<Bf16>(s, y / 2, rows, kept_at, [=](int x) { return rows_at(first + x); },
+                       winners ? winners + first * pixel : nullptr);
+    });
 }
 
 void add_to_bias(const Shape& s, const Bf16* gradient, float* dbias) {
@@ -184,10 +222,11 @@ void add_to_kernel(Unit& unit, const Shape& s, const Bf16* source, const Bf16* g
 }
 
 // Gradients of the images, which `rows_at(pixel)` has room for; 0 where `activated` [pixels, 32, channels],
-// unless null, is not positive.
+// unless null, is not positive. `skipped`, which lies alike and may be null, is added to them: the gradient
+// that passes the layers of a residual block by.
 template <typename Place>
 void into_images(Unit& unit, const Shape& s, const Bf16* u_transposed, const Bf16* gradient,
-                 const Bf16* activated, Place rows_at) {
+                 const Bf16* activated, const Bf16* skipped, Place rows_at) {
     const int chunk = Shape::chunk_of(s.out_channels);
     const ptrdiff_t block = (ptrdiff_t)s.taps * s.out_channels * BLOCK;
     const Layout by{s.out_channels, 2 * BLOCK, block, chunk / 2};
@@ -200,17 +239,18 @@ void into_images(Unit& unit, const Shape& s, const Bf16* u_transposed, const Bf1
                 steps.push_back(
                     {left + o, u_transposed + (ptrdiff_t)(tap * s.out_channels + o) * BLOCK});
         });
-        const Rows to = rows_at(pixel);
-        const ptrdiff_t mask = (ptrdiff_t)pixel * GROUP * s.channels;
+        const Rows<Bf16> to = rows_at(pixel);
+        const ptrdiff_t there = (ptrdiff_t)pixel * GROUP * s.channels;
         for_pairs(s.channels, [&](int c, int blocks) {
             unit.multiply(2, blocks, steps.data(), steps.size(), by, products);
             const float* from = products;
             for (int r = 0; r < to.count; ++r)
                 for (int at = c; at < c + blocks * BLOCK; at += BLOCK, from += BLOCK) {
+                    const ptrdiff_t place = there + r * s.channels + at;
                     Bf16x16 x = narrowed(load_as<Floats>(from));
-                    if (activated)
-                        x = where_positive(
-                            load_as<Bf16x16>(activated + mask + r * s.channels + at), x);
+                    if (activated) x = where_positive(load_as<Bf16x16>(activated + place), x);
+                    if (skipped)
+                        x = narrowed(widened(x) + widened(load_as<Bf16x16>(skipped + place)));
                     store_as(to.first + r * to.apart + at, x);
                 }
             advance_right(blocks * block);
@@ -221,14 +261,14 @@ void into_images(Unit& unit, const Shape& s, const Bf16* u_transposed, const Bf1
 // Where pixels lie in a group, and in images one after the other.
 auto in_group(Bf16* blocks, int rows, int channels) {
     return [=](int pixel) {
-        return Rows{blocks + (ptrdiff_t)pixel * rows * channels, channels, rows};
+        return Rows<Bf16>{blocks + (ptrdiff_t)pixel * rows * channels, channels, rows};
     };
 }
 
 auto in_images(Bf16* images, const Group& g, int pixels, int channels) {
     const ptrdiff_t image = (ptrdiff_t)pixels * channels;
     return [=, first = images + g.first * image, count = g.images](int pixel) {
-        return Rows{first + pixel * channels, image, count};
+        return Rows<Bf16>{first + pixel * channels, image, count};
     };
 }
 

@@ -24,11 +24,19 @@ typedef int32_t IntVec __attribute__((vector_size(4 * W)));
 
 #define INLINE static inline __attribute__((always_inline))
 
-INLINE Vec load(const float* from) {
-    Vec value;
+template <typename Vector, typename Value>
+INLINE Vector load_as(const Value* from) {
+    Vector value;
     std::memcpy(&value, from, sizeof value);  // may be unaligned
     return value;
 }
+
+template <typename Vector, typename Value>
+INLINE void store_as(Value* to, Vector value) {
+    std::memcpy(to, &value, sizeof value);
+}
+
+INLINE Vec load(const float* from) { return load_as<Vec>(from); }
 
 // Bytes become floats of the same value. The compiler's own conversion goes byte by byte.
 INLINE Vec load(const uint8_t* from) {
@@ -43,7 +51,7 @@ INLINE Vec load(const uint8_t* from) {
 #endif
 }
 
-INLINE void store(float* to, Vec value) { std::memcpy(to, &value, sizeof value); }
+INLINE void store(float* to, Vec value) { store_as(to, value); }
 
 INLINE Vec all(float value) { return value - Vec{}; }
 

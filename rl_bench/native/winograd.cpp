@@ -17,7 +17,7 @@
 
 namespace {
 
-thread_local Scratch<float> between[2];  // of a group, behind even and odd layers
+thread_local Scratch<float> between[3];  // of a group, behind layers in turn
 thread_local Scratch<float> kernels, gradients;
 
 // Calls `group(first, images, thread)` for a few images at a time, of which every thread has its share.
@@ -41,7 +41,10 @@ const void* image_at(const Plan& p, const void* images, size_t n) {
     return static_cast<const char*>(images) + n * p.image() * (p.bytes ? 1 : sizeof(float));
 }
 
-float* at_or_null(float* from, size_t place) { return from ? from + place : nullptr; }
+template <typename Value>
+Value* at_or_null(Value* from, size_t place) {
+    return from ? from + place : nullptr;
+}
 
 INLINE float scale_of(const Plan& p) { return p.bytes ? 1.0f / 255.0f : 1.0f; }
 
@@ -73,19 +76,21 @@ extern "C" void winograd_pack_kernel(const Geometry* geometry, const float* kern
 }
 
 // Fills the outputs of the last of `count` layers, and of those before it that have room for them.
-extern "C" void winograd_convolve(const Layer<float>* layers, int32_t count, int32_t images, const void* pixels,
-                         const float* added, int32_t threads) {
+extern "C" void winograd_convolve(const Layer<float>* layers, int32_t count, int32_t images,
+                                  const void* pixels, int32_t threads) {
     const auto plans = plans_of<Plan>(layers, count);
     for_groups(plans, images, threads, [&](int first, int some, int) {
         const void* in = image_at(plans[0], pixels, first);
+        const float* before = nullptr;  // what the layer before took
         for (int l = 0; l < count; ++l) {
             const Plan& p = plans[l];
-            const size_t at = first * p.out_image();
+            const size_t at = first * p.passed_on();
             float* out = at_or_null(layers[l].outputs, at);
-            if (!out) out = between[l % 2].of(some * p.out_image());
-            (p.kernel == 2 ? forward<2> : forward<3>)(
-                p, layers[l], some, in, added && l + 1 == count ? added + at : nullptr, out);
-            in = out;
+            if (!out) out = between[l % 3].of(some * p.passed_on());
+            (p.kernel == 2 ? forward<2> : forward<3>)(p, layers[l], some, in,
+                                                      layers[l].residual ? before : nullptr, out,
+                                                      at_or_null(layers[l].winners, at));
+            before = static_cast<const float*>(in), in = out;
         }
     });
 }
@@ -97,17 +102,20 @@ extern "C" void winograd_convolve_backward(const Layer<float>* layers, int32_t c
     const auto plans = plans_of<Plan>(layers, count);
     const Sums sums(plans, threads, gradients);
     for_groups(plans, images, threads, [&](int first, int some, int thread) {
-        const float* behind = gradient + first * plans[count - 1].out_image();
+        const float* behind = gradient + first * plans[count - 1].passed_on();
+        const float* skipped = nullptr;  // the gradient behind a residual block, in its second layer
         for (int l = count - 1; l >= 0; --l) {
             const Plan& p = plans[l];
             const void* in = image_at(p, l ? layers[l - 1].outputs : pixels, first);
-            float* before = l ? between[l % 2].of(some * p.image())
+            float* before = l ? between[l % 3].of(some * p.image())
                               : at_or_null(dimages, first * p.image());
             float* du = sums.of(l, thread);
+            const size_t at = first * p.passed_on();
+            const float* activated = layers[l].relu ? layers[l].outputs + at : nullptr;
             (p.kernel == 2 ? backward<2> : backward<3>)(
-                p, layers[l], some, in, behind,
-                layers[l].relu ? layers[l].outputs + first * p.out_image() : nullptr, du,
-                du + p.weights(), before);
+                p, layers[l], some, in, {behind, activated, at_or_null(layers[l].winners, at)}, du,
+                du + p.weights(), skipped, before);
+            skipped = layers[l].residual ? behind : nullptr;
             behind = before;
         }
     });

@@ -60,12 +60,33 @@ def make_layer(name, count):
     return images, weight / (channels * size * size) ** 0.5, bias, stride, padding
 
 
-def in_float64(images, weight, bias, stride, padding, relu):
-    pixels = images.double() / 255.0 if images.dtype == torch.uint8 else images.double()
-    inputs = [pixels.requires_grad_(), weight.double().requires_grad_(), bias.double()]
-    inputs[2].requires_grad_()
-    y = F.conv2d(inputs[0].permute(0, 3, 1, 2), inputs[1], inputs[2], stride, padding)
-    return inputs, (F.relu(y) if relu else y).permute(0, 2, 3, 1)
+def as_it_is(x):
+    return x
+
+
+def define(images, kinds, parameters, *, kept=as_it_is, packed=as_it_is):
+    """Outputs [N, H, W, O] in float64 of layers, and what gradients can be had of.
+
+    `kept` is done to what a layer passes on, `packed` to its kernel, within which bytes are divided
+    by 255.
+    """
+    x, scale = images.double(), 1.0
+    if images.dtype == torch.uint8:
+        scale = torch.tensor(1.0 / 255.0).double()
+    leaves = [x.requires_grad_(), *(p.detach().double().requires_grad_() for p in parameters)]
+    taken = []
+    for kind, weight, bias in zip(kinds, leaves[1::2], leaves[2::2], strict=True):
+        taken.append(x)
+        x = (F.relu(x) if kind.rectified else x).permute(0, 3, 1, 2)
+        x = F.conv2d(x, packed(weight * scale), bias, kind.stride, kind.padding)
+        x = (F.relu(x) if kind.relu else x).permute(0, 2, 3, 1)
+        x = x + taken[-2] if kind.residual else x
+        scale = 1.0
+        if kind.pooled:
+            whole = kept(x).permute(0, 3, 1, 2)
+            x = F.max_pool2d(whole, 3, stride=2, padding=1).permute(0, 2, 3, 1)
+        x = x if kind is kinds[-1] else kept(x)
+    return leaves, x
 
 
 @needs_compiler
@@ -73,23 +94,19 @@ def in_float64(images, weight, bias, stride, padding, relu):
 @pytest.mark.parametrize(("relu", "threads", "count"), [(True, 1, 5), (False, 2, 5), (True, 4, 3)])
 def test_outputs_and_gradients_are_those_of_the_definition(name, relu, threads, count):
     # Breaks when: a transform, its transpose, an edge, a share of a thread or the scale is wrong.
+    torch.set_num_threads(threads)
     images, weight, bias, stride, padding = make_layer(name, count)
     first = images.shape[-1] % 16 != 0
-    inputs, expected = in_float64(images, weight, bias, stride, padding, relu)
+    kinds = [convolution.Kind(stride, padding, relu)]
+    inputs, expected = define(images, kinds, [weight, bias])
     leaves = [weight.requires_grad_(), bias.requires_grad_()]
     if not first:
         leaves.insert(0, images.requires_grad_())
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        kind = convolution.Kind(stride, padding, relu)
-        found = convolution.Convolutions.apply(images, None, [kind], torch.float32, weight, bias)
-        # Where the ReLU's input is nearly 0, either side of it is right.
-        gradient = torch.randn(found.shape, generator=torch.Generator().manual_seed(1))
-        gradient[expected.abs() < 1e-4] = 0.0
-        gradients = torch.autograd.grad(found, leaves, gradient)
-    finally:
-        torch.set_num_threads(before)
+    found = convolution.Convolutions.apply(images, kinds, torch.float32, weight, bias)
+    # Where the ReLU's input is nearly 0, either side of it is right.
+    gradient = torch.randn(found.shape, generator=torch.Generator().manual_seed(1))
+    gradient[expected.abs() < 1e-4] = 0.0
+    gradients = torch.autograd.grad(found, leaves, gradient)
     assert (found - expected).abs().max() < 1e-5 * expected.abs().max()
     wanted = torch.autograd.grad(expected, inputs[1:] if first else inputs, gradient.double())
     for ours, theirs in zip((found, *gradients), (expected, *wanted), strict=True):
@@ -98,76 +115,74 @@ def test_outputs_and_gradients_are_those_of_the_definition(name, relu, threads, 
         torch.testing.assert_close(ours, theirs.float(), rtol=1e-4, atol=tolerance)
 
 
-# side, channels, layers of filters, kernel, stride, padding and ReLU, ReLU before, whether adding
+def cell(**around):
+    """A convolution of 3 × 3 pixels that leaves images as large as they are."""
+    return convolution.Kind(1, 1, **around)
+
+
+BLOCK = [cell(rectified=True, relu=True), cell(residual=True)]
+# side, channels, filters, their size and what surrounds them
 CHAINS = {
-    "nature": (
-        64,
-        3,
-        [(32, 8, 4, 0, True), (64, 4, 2, 0, True), (64, 3, 1, 0, True)],
-        False,
-        False,
-    ),
-    "block": (16, 32, [(32, 3, 1, 1, True), (32, 3, 1, 1, False)], True, True),
-    "block of odd side": (11, 16, [(16, 3, 1, 1, True), (16, 3, 1, 1, False)], True, True),
-    "images in parts": (42, 16, [(16, 3, 1, 1, True), (16, 3, 1, 1, False)], True, True),
-    "large images": (33, 16, [(32, 3, 1, 1, False), (16, 4, 2, 0, True)], True, False),
-}
+    "nature": (64, 3, [
+        (32, 8, convolution.Kind(4, 0, relu=True)), (64, 4, convolution.Kind(2, 0, relu=True)),
+        (64, 3, convolution.Kind(1, 0, relu=True)),
+    ]),
+    "first stage": (64, 3, [(16, 3, kind) for kind in (cell(pooled=True), *BLOCK)]),
+    "stage": (16, 16, [(32, 3, kind) for kind in (cell(pooled=True), *BLOCK, *BLOCK)]),
+    "stage of odd side": (11, 16, [(16, 3, kind) for kind in (cell(pooled=True), *BLOCK)]),
+    "images in parts": (42, 16, [(16, 3, kind) for kind in (cell(), *BLOCK)]),
+    "large images": (33, 16, [
+        (32, 3, cell()), (16, 4, convolution.Kind(2, 0, relu=True, rectified=True)),
+    ]),
+    "pool alone": (5, 16, [(16, 3, cell(pooled=True))]),
+    "pool of a pixel": (1, 16, [(16, 3, cell(pooled=True))]),
+    "pools": (37, 16, [
+        (16, 3, cell(relu=True)), (32, 3, cell(pooled=True)), (16, 3, cell(pooled=True)),
+    ]),
+}  # fmt: skip
+
+
+def make_chain(name, count):
+    """Images, what surrounds their layers, and these layers' kernels and biases."""
+    side, channels, layers = CHAINS[name]
+    generator = torch.Generator().manual_seed(0)
+    shape = (count, side, side + (side > 1 and channels != 3), channels)
+    if channels == 3:
+        images = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
+    else:
+        images = torch.randn(shape, generator=generator)
+    parameters = []
+    for filters, size, _ in layers:
+        spread = (channels * size * size) ** -0.5
+        weight = torch.randn(filters, channels, size, size, generator=generator) * spread
+        parameters += [weight, torch.randn(filters, generator=generator)]
+        channels = filters
+    return images, [kind for _, _, kind in layers], parameters
 
 
 @needs_compiler
 @pytest.mark.parametrize("name", CHAINS)
 @pytest.mark.parametrize(("threads", "count"), [(1, 30), (2, 5), (3, 2)])
 def test_layers_that_follow_each_other_are_those_of_the_definition(name, threads, count):
-    # Breaks when: a group takes another's images; a ReLU, what is added or a layer is misplaced.
-    side, channels, layers, rectified, adds = CHAINS[name]
-    generator = torch.Generator().manual_seed(0)
-    shape = (count, side, side, channels)
-    first = channels % 16 != 0
-    if first:
-        images = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
-    else:
-        images = torch.randn(shape, generator=generator)
-    kinds, parameters, leaves = [], [], []
-    for index, (filters, size, stride, padding, relu) in enumerate(layers):
-        kinds.append(convolution.Kind(stride, padding, relu, rectified and index == 0))
-        spread = (channels * size * size) ** -0.5
-        parameters += [
-            torch.randn(filters, channels, size, size, generator=generator) * spread,
-            torch.randn(filters, generator=generator),
-        ]
-        channels = filters
-    pixels = images.double() / 255.0 if first else images.double()
-    expected = F.relu(pixels.requires_grad_()) if rectified else pixels.requires_grad_()
-    wide = [p.double().requires_grad_() for p in parameters]
-    for (_, _, stride, padding, relu), weight, bias in zip(
-        layers, wide[::2], wide[1::2], strict=True
-    ):
-        y = F.conv2d(expected.permute(0, 3, 1, 2), weight, bias, stride, padding)
-        expected = (F.relu(y) if relu else y).permute(0, 2, 3, 1)
-    added = torch.randn(expected.shape, generator=generator) if adds else None
-    before = torch.get_num_threads()
+    # Breaks when: a group takes another's images; a ReLU, a pool, a residual connection or a layer
+    # is misplaced.
     torch.set_num_threads(threads)
-    try:
-        leaves = [p.requires_grad_() for p in parameters]
-        leaves = leaves if first else [images.requires_grad_(), *leaves]
-        if added is not None:
-            leaves.append(added.requires_grad_())
-            expected = expected + added.detach().double()
-        found = convolution.Convolutions.apply(images, added, kinds, torch.float32, *parameters)
-        gradient = torch.randn(found.shape, generator=generator)
-        gradients = list(torch.autograd.grad(found, leaves, gradient))
-        packed = convolution.pack(images, kinds, parameters[::2], parameters[1::2], torch.float32)
-        with torch.no_grad():
-            acted = convolution.convolve(images, packed, added)
-    finally:
-        torch.set_num_threads(before)
-    assert torch.equal(acted, found)
+    images, kinds, parameters = make_chain(name, count)
+    first = images.dtype == torch.uint8
+    wide, expected = define(images, kinds, parameters)
+    leaves = [p.requires_grad_() for p in parameters]
+    leaves = leaves if first else [images.requires_grad_(), *leaves]
+    found = convolution.Convolutions.apply(images, kinds, torch.float32, *parameters)
+    gradient = torch.randn(found.shape, generator=torch.Generator().manual_seed(1))
+    gradients = torch.autograd.grad(found, leaves, gradient)
+    packed = convolution.pack(images, kinds, parameters[::2], parameters[1::2], torch.float32)
+    with torch.no_grad():
+        assert torch.equal(convolution.convolve(images, packed), found)
     assert (found - expected).abs().max() < 2e-5 * expected.abs().max()
-    if added is not None:
-        assert torch.equal(gradients.pop(), gradient)
-    wanted = torch.autograd.grad(expected, wide if first else [pixels, *wide], gradient.double())
+    wanted = torch.autograd.grad(expected, wide[first:], gradient.double())
     for ours, theirs in zip(gradients, wanted, strict=True):
-        # A ReLU whose input is nearly 0 may take either side, for a few of many thousands.
+        # A ReLU whose input is nearly 0, or a pool with two that are nearly equal, may take either
+        # side, for a few of many thousands.
         assert (ours - theirs).norm() < 2e-3 * theirs.norm()
         assert (ours - theirs).abs().median() < 1e-5 * theirs.abs().max()
 
@@ -198,6 +213,25 @@ def test_what_is_not_a_number_stays():
     assert y[0].isfinite().all() and y[1].isnan().any()
 
 
+def assert_a_pool_takes_what_torchs_takes(dtype, sign):
+    images = torch.randn(2, 14, 15, 16)
+    images[1, 6, 7, 3] = torch.copysign(torch.tensor(float("nan")), torch.tensor(sign))
+    images = images.to(dtype)
+    layers = [torch.randn(32, 16, 3, 3)], [torch.zeros(32)], dtype
+    whole, pooled = (
+        convolution.convolve(images, convolution.pack(images, [kind], *layers))
+        for kind in (cell(), cell(pooled=True))
+    )
+    expected = F.max_pool2d(whole.permute(0, 3, 1, 2), 3, stride=2, padding=1)
+    assert expected.isnan().any() and expected.isfinite().any()
+    torch.testing.assert_close(pooled, expected.permute(0, 2, 3, 1), rtol=0, atol=0, equal_nan=True)
+
+
+@needs_compiler
+def test_what_is_not_a_number_is_a_pools_largest():
+    assert_a_pool_takes_what_torchs_takes(torch.float32, 1.0)
+
+
 @needs_compiler
 @pytest.mark.parametrize(("inputs", "outputs"), [(1024, 512), (512, 15), (512, 1), (37, 40)])
 @pytest.mark.parametrize("threads", [1, 3])
@@ -207,22 +241,18 @@ def test_dense_layers_are_those_of_the_definition(inputs, outputs, threads):
     x = torch.randn(33, inputs, generator=generator)
     weight = torch.randn(outputs, inputs, generator=generator) / inputs**0.5
     bias = torch.randn(outputs, generator=generator)
-    before = torch.get_num_threads()
     torch.set_num_threads(threads)
-    try:
-        packed = dense.pack(weight, bias)
-        for relu in (False, True):
-            found = dense.apply(x, packed, relu=relu)
-            expected = F.linear(x.double(), weight.double(), bias.double())
-            expected = F.relu(expected) if relu else expected
-            torch.testing.assert_close(found, expected.float(), rtol=1e-5, atol=1e-5)
-            for few in (slice(0, 1), slice(5, 12), slice(12, 33)):
-                assert torch.equal(dense.apply(x[few], packed, relu=relu), found[few])
-        x[1, 3] = float("nan")
-        found = dense.apply(x, packed, relu=True)
-        assert found[1].isnan().all() and found[[0, 2]].isfinite().all()
-    finally:
-        torch.set_num_threads(before)
+    packed = dense.pack(weight, bias)
+    for relu in (False, True):
+        found = dense.apply(x, packed, relu=relu)
+        expected = F.linear(x.double(), weight.double(), bias.double())
+        expected = F.relu(expected) if relu else expected
+        torch.testing.assert_close(found, expected.float(), rtol=1e-5, atol=1e-5)
+        for few in (slice(0, 1), slice(5, 12), slice(12, 33)):
+            assert torch.equal(dense.apply(x[few], packed, relu=relu), found[few])
+    x[1, 3] = float("nan")
+    found = dense.apply(x, packed, relu=True)
+    assert found[1].isnan().all() and found[[0, 2]].isfinite().all()
 
 
 @needs_compiler

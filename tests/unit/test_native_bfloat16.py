@@ -11,13 +11,21 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.nn.functional as F
 from gymnasium.spaces import Discrete
 
 from rl_bench import system
 from rl_bench.native import convolution, library
 from rl_bench.nets import ActorCritic
-from tests.unit.test_native import CHAINS, FRAMES, LAYERS, make_layer, needs_compiler
+from tests.unit.test_native import (
+    CHAINS,
+    FRAMES,
+    LAYERS,
+    assert_a_pool_takes_what_torchs_takes,
+    define,
+    make_chain,
+    make_layer,
+    needs_compiler,
+)
 
 EMULATION = Path(__file__).resolve().parents[1] / "native" / "emulated_units.h"
 UNITS = {"floats": 0, "pairs": 1, "tiles": 2}
@@ -51,14 +59,6 @@ def unit(request, libraries, monkeypatch):
         monkeypatch.setattr(library, "_library", libraries(request.param))
 
 
-@pytest.fixture
-def threads():
-    """Sets how many threads compute."""
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
-
-
 class Rounded(torch.autograd.Function):
     """What a float64 number becomes in bfloat16, and its gradient too where `back`."""
 
@@ -72,58 +72,12 @@ class Rounded(torch.autograd.Function):
         return gradient.to(BF16).double() if ctx.back else gradient, None
 
 
-def define(images, layers, *, rectified=False, added=None):
-    """Outputs [N, H, W, O] in float64 of layers (weight, bias, stride, padding, ReLU).
-
-    Weights and what lies between layers are rounded to bfloat16; bytes are divided by 255 within
-    the weights.
-    """
-    x, scale = images.double(), 1.0
-    if images.dtype == torch.uint8:
-        scale = torch.tensor(1.0 / 255.0, dtype=torch.float32).double()
-    else:
-        x.requires_grad_()
-    pixels = x
-    x = F.relu(x) if rectified else x
-    leaves = []
-    for index, (weight, bias, stride, padding, relu) in enumerate(layers):
-        inputs = [weight.detach().double().requires_grad_(), bias.detach().double()]
-        leaves += [inputs[0], inputs[1].requires_grad_()]
-        if index:
-            x = Rounded.apply(x, True)
-        kernel = Rounded.apply(inputs[0] * scale, False)
-        x = F.conv2d(x.permute(0, 3, 1, 2), kernel, inputs[1], stride, padding)
-        x = (F.relu(x) if relu else x).permute(0, 2, 3, 1)
-        scale = 1.0
-    return pixels, leaves, x if added is None else x + added.double()
-
-
-def make_chain(name, count):
-    side, channels, layers, rectified, adds = CHAINS[name]
-    generator = torch.Generator().manual_seed(0)
-    shape = (count, side, side, channels)
-    if channels % 16 != 0:
-        images = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
-    else:
-        images = torch.randn(shape, generator=generator).to(BF16)
-    made = []
-    for filters, size, stride, padding, relu in layers:
-        spread = (channels * size * size) ** -0.5
-        weight = torch.randn(filters, channels, size, size, generator=generator) * spread
-        made.append((weight, torch.randn(filters, generator=generator), stride, padding, relu))
-        channels = filters
-    return images, made, rectified, adds
-
-
-def kinds_of(layers, rectified):
-    return [
-        convolution.Kind(stride, padding, relu, rectified and index == 0)
-        for index, (_, _, stride, padding, relu) in enumerate(layers)
-    ]
-
-
-def parameters_of(layers):
-    return [p.detach().clone().requires_grad_() for layer in layers for p in layer[:2]]
+def define_rounded(images, kinds, parameters):
+    """Kernels and what lies between layers are rounded to bfloat16."""
+    return define(
+        images, kinds, parameters,
+        kept=lambda x: Rounded.apply(x, True), packed=lambda w: Rounded.apply(w, False),
+    )  # fmt: skip
 
 
 def assert_rounded(found, expected):
@@ -136,22 +90,22 @@ def assert_rounded(found, expected):
 
 @pytest.mark.parametrize("name", LAYERS)
 @pytest.mark.parametrize(("relu", "count"), [(True, 34), (False, 5)])
-def test_outputs_and_gradients_are_those_of_the_definition(unit, threads, name, relu, count):
+def test_outputs_and_gradients_are_those_of_the_definition(unit, name, relu, count):
     # Breaks when: a tap, an edge, a strip, a pair, a turned block or a group's end is wrong.
-    threads(2 if count > 32 else 1)
+    torch.set_num_threads(2 if count > 32 else 1)
     images, weight, bias, stride, padding = make_layer(name, count)
     images = images if images.dtype == torch.uint8 else images.to(BF16)
-    layers = [(weight, bias, stride, padding, relu)]
-    pixels, leaves, expected = define(images, layers)
-    ours = parameters_of(layers)
+    kinds, ours = [convolution.Kind(stride, padding, relu)], [weight, bias]
+    leaves, expected = define_rounded(images, kinds, ours)
+    ours = [p.requires_grad_() for p in ours]
     first = images.shape[-1] % 16 != 0
     images = images if first else images.requires_grad_()
-    found = convolution.Convolutions.apply(images, None, kinds_of(layers, False), BF16, *ours)
+    found = convolution.Convolutions.apply(images, kinds, BF16, *ours)
     assert_rounded(found, expected)
     # Where the ReLU's input is nearly 0, either side of it is right.
     gradient = torch.randn(found.shape, generator=torch.Generator().manual_seed(1)).to(BF16)
     gradient[expected.abs() < 1e-4] = 0.0
-    wanted = torch.autograd.grad(expected, [pixels, *leaves][first:], gradient.double())
+    wanted = torch.autograd.grad(expected, leaves[first:], gradient.double())
     gradients = torch.autograd.grad(found, [images, *ours][first:], gradient)
     if not first:
         assert_rounded(gradients[0], wanted[0])
@@ -160,41 +114,55 @@ def test_outputs_and_gradients_are_those_of_the_definition(unit, threads, name, 
         assert (mine.double() - theirs).abs().max() < 2e-5 * theirs.abs().max()
 
 
+def whole_numbers(images, parameters):
+    """A chain whose numbers are so small and whole that bfloat16 holds them: nothing is rounded.
+
+    Else rounding would decide which of two pixels is a pool's largest.
+    """
+    generator = torch.Generator().manual_seed(2)
+    whole = [torch.randint_like(images, 0 if images.dtype == torch.uint8 else -2, 3)]
+    for kernel, bias in zip(parameters[::2], parameters[1::2], strict=True):
+        taps = torch.zeros_like(kernel).flatten(1)
+        places = torch.randint(0, taps.shape[1], (len(taps), 2), generator=generator)
+        signs = torch.randint(0, 2, places.shape, generator=generator) * 2.0 - 1.0
+        is_first = len(whole) == 1
+        scale = 255.0 if is_first and images.dtype == torch.uint8 else 1.0
+        whole += [taps.scatter(1, places, scale * signs).view_as(kernel), bias.round()]
+    return whole[0], whole[1:]
+
+
 @pytest.mark.parametrize("name", CHAINS)
 @pytest.mark.parametrize("count", [3, 34])
-def test_layers_that_follow_each_other_are_those_of_the_definition(unit, threads, name, count):
-    # Breaks when: a group takes another's images; a ReLU, what is added or a layer is misplaced.
-    threads(1 if count > 32 else 2)
-    images, layers, rectified, adds = make_chain(name, count)
+def test_layers_that_follow_each_other_are_those_of_the_definition(unit, name, count):
+    # Breaks when: a group takes another's images; a ReLU, a pool, a residual connection or a layer
+    # is misplaced.
+    torch.set_num_threads(1 if count > 32 else 2)
+    images, kinds, parameters = make_chain(name, count)
+    images, parameters = whole_numbers(images, parameters)
     first = images.dtype == torch.uint8
-    pixels, leaves, expected = define(images, layers, rectified=rectified)
-    kinds, ours = kinds_of(layers, rectified), parameters_of(layers)
+    images = images if first else images.to(BF16)
+    leaves, expected = define_rounded(images, kinds, parameters)
+    assert expected.unique().numel() >= 5
+    parameters = [p.requires_grad_() for p in parameters]
     images = images if first else images.requires_grad_()
-    added = None
-    if adds:
-        added = torch.randn(expected.shape, generator=torch.Generator().manual_seed(2)).to(BF16)
-        expected = expected + added.double()
-        added.requires_grad_()
-    found = convolution.Convolutions.apply(images, added, kinds, BF16, *ours)
-    # Sums of float32 are rounded to another neighbour now and then.
-    assert (found.double() - expected).norm() < 4e-3 * expected.norm()
-    packed = convolution.pack(images, kinds, ours[::2], ours[1::2], BF16)
+    found = convolution.Convolutions.apply(images, kinds, BF16, *parameters)
+    assert torch.equal(found.double(), expected)
+    packed = convolution.pack(images, kinds, parameters[::2], parameters[1::2], BF16)
     with torch.no_grad():
-        assert torch.equal(convolution.convolve(images, packed, added), found)
-    gradient = torch.randn(found.shape, generator=torch.Generator().manual_seed(1)).to(BF16)
-    of = [*([] if first else [images]), *ours, *([added] if adds else [])]
-    gradients = list(torch.autograd.grad(found, of, gradient))
-    if adds:
-        assert torch.equal(gradients.pop(), gradient)
-    wanted = torch.autograd.grad(expected, [pixels, *leaves][first:], gradient.double())
+        assert torch.equal(convolution.convolve(images, packed), found)
+    generator = torch.Generator().manual_seed(1)
+    gradient = torch.randint(-1, 2, found.shape, generator=generator).to(BF16)
+    gradients = torch.autograd.grad(found, [images, *parameters][first:], gradient)
+    wanted = torch.autograd.grad(expected, leaves[first:], gradient.double())
     for mine, theirs in zip(gradients, wanted, strict=True):
-        assert (mine.double() - theirs).norm() < 0.01 * theirs.norm()
+        assert theirs.norm() > 0
+        assert (mine.double() - theirs).norm() < 1e-3 * theirs.norm()
 
 
 @pytest.mark.parametrize("name", ["nature-1", "nature-2", "nature-3", "impala-2"])
-def test_an_image_is_the_same_in_any_company(unit, threads, name):
+def test_an_image_is_the_same_in_any_company(unit, name):
     # Breaks when: a sum's order depends on the place of a row; numbers of workers would differ.
-    threads(2)  # for few images, groups of 16
+    torch.set_num_threads(2)  # for few images, groups of 16
     images, weight, bias, stride, padding = make_layer(name, 37)
     images = images if images.dtype == torch.uint8 else images.to(BF16)
     packed = convolution.pack(
@@ -210,11 +178,10 @@ def test_what_is_not_a_number_stays(unit, sign):
     images, weight, bias, stride, padding = make_layer("nature-3", 2)
     images[1, 2, 2, 0] = torch.copysign(torch.tensor(float("nan")), torch.tensor(sign))
     images = images.to(BF16)
-    for rectified in (False, True):
-        kind = convolution.Kind(stride, padding, True, rectified)
-        packed = convolution.pack(images, [kind], [weight], [bias], BF16)
-        y = convolution.convolve(images, packed)
-        assert y[0].isfinite().all() and y[1].isnan().any()
+    kind = convolution.Kind(stride, padding, True)
+    y = convolution.convolve(images, convolution.pack(images, [kind], [weight], [bias], BF16))
+    assert y[0].isfinite().all() and y[1].isnan().any()
+    assert_a_pool_takes_what_torchs_takes(BF16, sign)
 
 
 @pytest.mark.parametrize(("encoder", "count"), [("nature", 34), ("impala", 30)])
