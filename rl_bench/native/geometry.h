@@ -21,6 +21,7 @@ struct Plan : Geometry {
     int block, chunk;                     // images at a time, and tiles of each
     int above, beside;                    // cells that pixels fill, from the padding on
     bool gathered;                        // whether cells are looked at in a copy of the image
+    bool direct;                          // whether products are those of the definition (direct.h)
 
     explicit Plan(const Geometry& given) : Geometry(given) {
         const int side = kernel == 2 ? Minimal<2>::T : Minimal<3>::T;
@@ -31,6 +32,7 @@ struct Plan : Geometry {
         grid_height = down * made + kernel - 1, grid_width = across * made + kernel - 1;
         above = height / step, beside = width / step;
         gathered = bytes || step * channels % W != 0;
+        direct = step == 1 && (bytes || channels % 16 != 0);
         // Enough rows for the products that U is worth fetching.
         block = std::max(96 / tiles, 1);
         chunk = block > 1 ? tiles : ceil_div(tiles, ceil_div(tiles, 96));
@@ -41,7 +43,10 @@ struct Plan : Geometry {
     size_t inputs() const { return points * plane_of(block * chunk, lanes); }
     size_t outputs() const { return points * plane_of(block * chunk, out_channels); }
     int taps() const { return step * kernel * step * kernel * channels; }  // of a filter
-    size_t weights() const { return points * plane_of(out_channels, lanes); }
+    size_t weights() const {
+        return direct ? (size_t)taps() * out_channels : points * plane_of(out_channels, lanes);
+    }
+    size_t wide_row() const { return (size_t)(width + 2 * padding) * channels; }
 };
 
 }  // namespace

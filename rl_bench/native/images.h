@@ -188,6 +188,10 @@ INLINE void rectify(const float* values, float* gradient, size_t count) {
         store(gradient + i, where_positive(load(values + i), load(gradient + i)));
 }
 
+INLINE void scale(float factor, size_t count, float* values) {
+    for (size_t i = 0; i < count; ++i) values[i] *= factor;
+}
+
 INLINE void add(const float* values, float* sums, size_t count) {
     for (size_t i = 0; i < count; i += W) store(sums + i, load(sums + i) + load(values + i));
 }

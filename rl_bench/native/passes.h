@@ -107,7 +107,6 @@ void forward(Unit& unit, const Shape& s, const Layer<Bf16>& layer, int rows, con
         convolve(unit, s, layer, rows, source, added, rows_at, [](int) {});
         return;
     }
-    constexpr int KEPT = 4;  // three are under the pool
     const ptrdiff_t pixel = (ptrdiff_t)rows * s.out_channels, row = s.out_width * pixel;
     Bf16* kept = unpooled.of(KEPT * row);
     const auto kept_at = [=](int y) { return kept + y % KEPT * row; };
@@ -116,7 +115,7 @@ void forward(Unit& unit, const Shape& s, const Layer<Bf16>& layer, int rows, con
         return Rows<Bf16>{first, s.out_channels, rows};
     };
     convolve(unit, s, layer, rows, source, added, into_kept, [=](int y) {
-        if (y % 2 == 0 && y + 1 < s.out_height) return;  // the next row is under the pool too
+        if (!is_due(s, y)) return;
         const int first = y / 2 * s.passed_width();
         pool_row<Bf16>(s, y / 2, rows, kept_at, [=](int x) { return rows_at(first + x); },
                        winners ? winners + first * pixel : nullptr);

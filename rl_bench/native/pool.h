@@ -70,6 +70,12 @@ INLINE Ints bytes_at(const uint8_t* from) {
 #endif
 }
 
+// As many rows of the convolution are kept; three are under the pool.
+constexpr int KEPT = 4;
+
+// Whether all is there for a row of the pool's, once row y of the convolution is.
+INLINE bool is_due(const Geometry& g, int y) { return y % 2 || y + 1 == g.out_height; }
+
 // One row of the pool's outputs, from those of the convolution, [width, rows, channels] each:
 // `row_at(row)`. `out_at(x)` says where outputs go; `winners` [width, rows, channels] may be null.
 template <typename Value, typename Row, typename Place>

@@ -11,8 +11,8 @@
 // U [points, cells' channels, O] is the transformed kernel, which lies in memory as O, rows, columns,
 // channels; points are the products of a tile.
 
+#include "direct.h"
 #include "kernel.h"
-#include "layer.h"
 #include "sums.h"
 
 namespace {
@@ -46,6 +46,14 @@ Value* at_or_null(Value* from, size_t place) {
     return from ? from + place : nullptr;
 }
 
+const auto forward_of(const Plan& p) {
+    return p.direct ? forward_directly : p.kernel == 2 ? forward<2> : forward<3>;
+}
+
+const auto backward_of(const Plan& p) {
+    return p.direct ? backward_directly : p.kernel == 2 ? backward<2> : backward<3>;
+}
+
 INLINE float scale_of(const Plan& p) { return p.bytes ? 1.0f / 255.0f : 1.0f; }
 
 }  // namespace
@@ -53,7 +61,7 @@ INLINE float scale_of(const Plan& p) { return p.bytes ? 1.0f / 255.0f : 1.0f; }
 // The size of U and of its transpose, in floats.
 extern "C" int32_t winograd_packed_size(const Geometry* geometry) {
     const Plan p(*geometry);
-    return p.points * plane_of(p.depth, p.out_channels);
+    return p.direct ? p.weights() : p.points * plane_of(p.depth, p.out_channels);
 }
 
 // U [points, depth, O] of a kernel or, `turned`, the same as [points, O, depth], which gradients of images
@@ -61,6 +69,11 @@ extern "C" int32_t winograd_packed_size(const Geometry* geometry) {
 extern "C" void winograd_pack_kernel(const Geometry* geometry, const float* kernel, float* u, int32_t turned,
                             int32_t threads) {
     const Plan p(*geometry);
+    if (p.direct) {
+        transpose(kernel, p.out_channels, p.taps(), u);
+        scale(scale_of(p), p.weights(), u);
+        return;
+    }
     if (turned) {
         in_shares(p.out_channels, threads, [&](int first, int last, int) {
             (p.kernel == 2 ? transform_kernel<2> : transform_kernel<3>)(p, first, last, kernel,
@@ -87,9 +100,8 @@ extern "C" void winograd_convolve(const Layer<float>* layers, int32_t count, int
             const size_t at = first * p.passed_on();
             float* out = at_or_null(layers[l].outputs, at);
             if (!out) out = between[l % 3].of(some * p.passed_on());
-            (p.kernel == 2 ? forward<2> : forward<3>)(p, layers[l], some, in,
-                                                      layers[l].residual ? before : nullptr, out,
-                                                      at_or_null(layers[l].winners, at));
+            forward_of(p)(p, layers[l], some, in, layers[l].residual ? before : nullptr, out,
+                          at_or_null(layers[l].winners, at));
             before = static_cast<const float*>(in), in = out;
         }
     });
@@ -112,9 +124,9 @@ extern "C" void winograd_convolve_backward(const Layer<float>* layers, int32_t c
             float* du = sums.of(l, thread);
             const size_t at = first * p.passed_on();
             const float* activated = layers[l].relu ? layers[l].outputs + at : nullptr;
-            (p.kernel == 2 ? backward<2> : backward<3>)(
-                p, layers[l], some, in, {behind, activated, at_or_null(layers[l].winners, at)}, du,
-                du + p.weights(), skipped, before);
+            backward_of(p)(p, layers[l], some, in,
+                           {behind, activated, at_or_null(layers[l].winners, at)}, du,
+                           du + p.weights(), skipped, before);
             skipped = layers[l].residual ? behind : nullptr;
             behind = before;
         }
@@ -126,6 +138,14 @@ extern "C" void winograd_convolve_backward(const Layer<float>* layers, int32_t c
         for (int thread = 0; thread < threads; ++thread)
             for (int o = 0; o < p.out_channels; ++o)
                 layers[l].dbias[o] += du[thread * sums.apart() + p.weights() + o];
+        if (p.direct) {
+            float* sum = sums.of(l);
+            for (int thread = 1; thread < threads; ++thread)
+                add(sums.of(l, thread), sum, p.weights());
+            scale(scale_of(p), p.weights(), sum);
+            transpose(sum, p.taps(), p.out_channels, layers[l].dkernel);
+            continue;
+        }
         in_shares(p.out_channels, threads, [&](int some, int stop, int) {
             (p.kernel == 2 ? untransform_kernel<2> : untransform_kernel<3>)(
                 p, some, stop, du, sums.apart(), threads, scale_of(p), layers[l].dkernel);
