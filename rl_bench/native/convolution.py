@@ -1,8 +1,8 @@
 """Convolutions with what surrounds them: biases, ReLUs, max-pools and residual connections.
 
 Layers that follow each other are done together, a few images at a time that stay in the cache. In
-float32 `winograd.cpp` does with 4 or 2.25 times fewer products than the definition, in bfloat16
-`bfloat16.cpp` has the CPU's matrix unit do them all.
+float32 `winograd.cpp` does with 4 or 2.25 times fewer products than the definition, but for first
+layers of stride 1; in bfloat16 `bfloat16.cpp` has the CPU's matrix unit do them all.
 
 Source: Lavin and Gray 2016 (arXiv 1509.09308), F(4 × 4, 3 × 3), and F(3 × 3, 2 × 2) for strided
 layers, after taking `stride` × `stride` pixels for one cell.
@@ -14,7 +14,7 @@ import ctypes
 import functools
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -155,7 +155,8 @@ class Form:
 class Packed:
     """A layer whose kernel has the form that products need it in.
 
-    u is [points, stride² · C, O] with some room after each point's matrix, or in bfloat16
+    u is [points, stride² · C, O] with some room after each point's matrix, of a first layer of
+    stride 1 [K, K · C, O], or in bfloat16
     [O / 16, taps, C / 2, 16, 2], a tap being a pixel under the kernel (of frames, with few
     channels, a row of them, padded to a multiple of 32). Its dtype is what the layer computes in.
     """
@@ -188,13 +189,17 @@ class Chain:
 
     layers: Sequence[Packed]
 
-    @functools.cached_property
-    def structs(self) -> ctypes.Array[Layer]:
-        """As C++ takes them, without outputs; made once, as that takes longer than small layers."""
+    def make_structs(self, **rooms: Sequence[torch.Tensor | None]) -> ctypes.Array[Layer]:
+        """As C++ takes them."""
         return _layers(
             [p.form for p in self.layers],
-            u=[p.u for p in self.layers], bias=[p.bias for p in self.layers],
+            u=[p.u for p in self.layers], bias=[p.bias for p in self.layers], **rooms,
         )  # fmt: skip
+
+    @functools.cached_property
+    def structs(self) -> ctypes.Array[Layer]:
+        """For acting: made once, as that takes longer than small layers."""
+        return self.make_structs()
 
 
 def pack(
@@ -206,17 +211,28 @@ def pack(
 ) -> Chain:
     """Layers for images [N, H, W, C] of this kind, height and width, however many."""
     assert images.dtype in (torch.uint8, dtype)
-    assert not any(kind.relu and (kind.pooled or kind.residual) for kind in kinds), "no gradient"
-    assert not kinds[0].rectified and not any(kind.residual for kind in kinds[:2]), "none here"
+    _check(kinds)
     layers: list[Packed] = []
+    taken: list[tuple[int, ...]] = []  # the sizes of what each layer takes
     size, as_bytes = tuple(images.shape[1:]), images.dtype == torch.uint8
     for kind, kernel, bias in zip(kinds, kernels, biases, strict=True):
+        taken.append(size)
         geometry = _geometry(size, kernel, kind, as_bytes=as_bytes)
         u = _pack_kernel(geometry, kernel, dtype)
         form = Form(geometry, kind.relu, kind.residual)
         layers.append(Packed(form, u, bias.detach().contiguous()))
         size, as_bytes = form.size(), False
+        assert not kind.residual or size == taken[-2], (size, taken)
     return Chain(layers)
+
+
+def _check(kinds: Sequence[Kind]) -> None:
+    """That C++ has the gradients of what surrounds these layers."""
+    assert not kinds[0].rectified
+    for index, kind in enumerate(kinds):
+        assert not (kind.relu and kind.pooled)
+        if kind.residual:
+            assert index >= 2 and not (kind.relu or kind.pooled or kinds[index - 2].relu)
 
 
 def _geometry(
@@ -274,8 +290,7 @@ def convolve(
     assert images.shape[1:] == (first.height, first.width, first.channels)
     assert images.is_contiguous() and (images.dtype == torch.uint8) == first.bytes
     assert images.dtype in (torch.uint8, out.dtype), (images.dtype, out.dtype)
-    layers = chain.structs
-    _place(layers, rooms)
+    layers = chain.make_structs(**rooms) if rooms else chain.structs
     layers[-1].outputs = out.data_ptr()
     name = _name("convolve", last.u.dtype)
     library.call(name, layers, len(layers), len(images), images, _threads(images))
@@ -283,18 +298,12 @@ def convolve(
 
 
 def _layers(forms: Sequence[Form], **columns: Sequence[torch.Tensor | None]) -> ctypes.Array[Layer]:
+    """With the addresses of tensors, by name; all are to be kept alive meanwhile."""
     layers = (Layer * len(forms))(*(Layer(f.geometry, f.relu, f.residual) for f in forms))
-    _place(layers, columns)
-    return layers
-
-
-def _place(
-    layers: ctypes.Array[Layer], columns: Mapping[str, Sequence[torch.Tensor | None]]
-) -> None:
-    """Set the addresses of tensors, by name; all are to be kept alive meanwhile."""
     for name, tensors in columns.items():
         for layer, tensor in zip(layers, tensors, strict=True):
             setattr(layer, name, None if tensor is None else tensor.data_ptr())
+    return layers
 
 
 def _threads(images: torch.Tensor) -> int:

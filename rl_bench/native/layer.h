@@ -9,7 +9,7 @@ namespace {
 
 thread_local Scratch<uint8_t> byte_grids;
 thread_local Scratch<float> grids, inputs, products;
-thread_local Scratch<float> unpooled;  // outputs before a max-pool, of a block's images
+thread_local Scratch<float> unpooled;  // outputs before a max-pool, or gradients of outputs, of a few images
 
 // Calls `block(start, stop, tile)` for some images at a time, or for some tiles of one.
 template <typename Block>

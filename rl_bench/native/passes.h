@@ -8,7 +8,7 @@ namespace {
 constexpr size_t BAND = 320000;  // values that wait for the products of kernels' gradients
 
 thread_local Scratch<Bf16> sources, turned_gradients, paired_sources;
-thread_local Scratch<Bf16> unpooled;  // outputs before a max-pool, or their gradient
+thread_local Scratch<Bf16> unpooled;  // outputs before a max-pool, or their gradients
 thread_local Scratch<float> sums;
 thread_local std::vector<Step> steps;
 

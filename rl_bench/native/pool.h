@@ -1,8 +1,8 @@
 // The largest of 3 × 3 pixels around every second one, with a padding of 1, and the way back for gradients.
 //
-// Done where the convolution before it has just been, or will be next, so that its large outputs are
-// never written as a whole: for learning it keeps a byte for each of its own. Of equal pixels the first
-// one wins; what is not a number stays, to be noticed later.
+// Done where the convolution before it has just been, or will be next: the large outputs of that one are
+// kept of a few images at most. For learning there is a byte for each of the pool's own instead. Of equal
+// pixels the first one wins; what is not a number stays, to be noticed later.
 #pragma once
 
 #include <algorithm>
@@ -139,7 +139,7 @@ void unpool(const Geometry& g, int rows, const Value* gradient, const uint8_t* w
             const auto window = [&](ptrdiff_t at, auto part) {
                 const Lanes<Value> all = lanes_at(gradient + at);
                 const auto winner = bytes_at<Numbers<Value>>(winners + at);
-                part([&](int pixel) { return (Lanes<Value>)((winner == pixel) & (Numbers<Value>)all); });
+                part([&](int one) { return (Lanes<Value>)((winner == one) & (Numbers<Value>)all); });
             };
             window(first + c, [&](auto of) { here = of(4), beside = of(5), under = of(7), across = of(8); });
             if (window_beside)

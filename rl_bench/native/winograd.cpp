@@ -8,6 +8,7 @@
 //
 // Layers that follow each other are computed for a group of images at a time, so that what one writes is
 // still in the cache when the next one reads it; each works on about a hundred tiles at a time.
+// First layers of stride 1 are computed by the definition (direct.h). Else
 // U [points, cells' channels, O] is the transformed kernel, which lies in memory as O, rows, columns,
 // channels; points are the products of a tile.
 
@@ -65,7 +66,7 @@ extern "C" int32_t winograd_packed_size(const Geometry* geometry) {
 }
 
 // U [points, depth, O] of a kernel or, `turned`, the same as [points, O, depth], which gradients of images
-// need.
+// need. Of a first layer of stride 1 [rows, side · channels, O]; its images have no gradient.
 extern "C" void winograd_pack_kernel(const Geometry* geometry, const float* kernel, float* u, int32_t turned,
                             int32_t threads) {
     const Plan p(*geometry);
@@ -133,17 +134,16 @@ extern "C" void winograd_convolve_backward(const Layer<float>* layers, int32_t c
     });
     for (int l = 0; l < count; ++l) {
         const Plan& p = plans[l];
-        const float* du = sums.of(l);
+        float* du = sums.of(l);
         std::fill_n(layers[l].dbias, p.out_channels, 0.0f);
         for (int thread = 0; thread < threads; ++thread)
             for (int o = 0; o < p.out_channels; ++o)
                 layers[l].dbias[o] += du[thread * sums.apart() + p.weights() + o];
         if (p.direct) {
-            float* sum = sums.of(l);
             for (int thread = 1; thread < threads; ++thread)
-                add(sums.of(l, thread), sum, p.weights());
-            scale(scale_of(p), p.weights(), sum);
-            transpose(sum, p.taps(), p.out_channels, layers[l].dkernel);
+                add(sums.of(l, thread), du, p.weights());
+            scale(scale_of(p), p.weights(), du);
+            transpose(du, p.taps(), p.out_channels, layers[l].dkernel);
             continue;
         }
         in_shares(p.out_channels, threads, [&](int some, int stop, int) {

@@ -41,6 +41,7 @@ LAYERS = {
     "odd side": (11, 16, 3, 1, 1, 32, False),
     "floats first": (13, 5, 3, 1, 0, 16, False),
     "eight channels first": (13, 8, 3, 1, 1, 16, False),
+    "more filters first": (13, 3, 3, 1, 1, 48, True),
 }
 
 
@@ -75,7 +76,8 @@ def define(images, kinds, parameters, *, kept=as_it_is, packed=as_it_is):
         scale = torch.tensor(1.0 / 255.0).double()
     leaves = [x.requires_grad_(), *(p.detach().double().requires_grad_() for p in parameters)]
     taken = []
-    for kind, weight, bias in zip(kinds, leaves[1::2], leaves[2::2], strict=True):
+    for index, kind in enumerate(kinds):
+        weight, bias = leaves[2 * index + 1 : 2 * index + 3]
         taken.append(x)
         x = (F.relu(x) if kind.rectified else x).permute(0, 3, 1, 2)
         x = F.conv2d(x, packed(weight * scale), bias, kind.stride, kind.padding)
@@ -85,7 +87,7 @@ def define(images, kinds, parameters, *, kept=as_it_is, packed=as_it_is):
         if kind.pooled:
             whole = kept(x).permute(0, 3, 1, 2)
             x = F.max_pool2d(whole, 3, stride=2, padding=1).permute(0, 2, 3, 1)
-        x = x if kind is kinds[-1] else kept(x)
+        x = x if index + 1 == len(kinds) else kept(x)
     return leaves, x
 
 
@@ -130,6 +132,7 @@ CHAINS = {
     "first stage": (64, 3, [(16, 3, kind) for kind in (cell(pooled=True), *BLOCK)]),
     "stage": (16, 16, [(32, 3, kind) for kind in (cell(pooled=True), *BLOCK, *BLOCK)]),
     "stage of odd side": (11, 16, [(16, 3, kind) for kind in (cell(pooled=True), *BLOCK)]),
+    "frames of odd side": (13, 3, [(32, 3, kind) for kind in (cell(pooled=True), *BLOCK)]),
     "images in parts": (42, 16, [(16, 3, kind) for kind in (cell(), *BLOCK)]),
     "large images": (33, 16, [
         (32, 3, cell()), (16, 4, convolution.Kind(2, 0, relu=True, rectified=True)),
@@ -146,7 +149,7 @@ def make_chain(name, count):
     """Images, what surrounds their layers, and these layers' kernels and biases."""
     side, channels, layers = CHAINS[name]
     generator = torch.Generator().manual_seed(0)
-    shape = (count, side, side + (side > 1 and channels != 3), channels)
+    shape = (count, side, side + (side not in (1, 64)), channels)
     if channels == 3:
         images = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
     else:
@@ -187,6 +190,27 @@ def test_layers_that_follow_each_other_are_those_of_the_definition(name, threads
         assert (ours - theirs).abs().median() < 1e-5 * theirs.abs().max()
 
 
+REFUSED = {
+    "a ReLU before the first": [cell(rectified=True)],
+    "a ReLU before a pool": [cell(relu=True, pooled=True)],
+    "nothing to add": [cell(), cell(residual=True)],
+    "a ReLU behind a sum": [cell(), cell(), cell(residual=True, relu=True)],
+    "a ReLU behind what is added": [cell(relu=True), *BLOCK],
+    "a pool behind a sum": [cell(), cell(), cell(residual=True, pooled=True)],
+    "another size": [cell(), cell(pooled=True), cell(residual=True)],
+}
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_has_no_gradient_here_is_refused(name):
+    # Breaks when: C++ is handed what it would compute wrongly, or read beyond.
+    kinds = REFUSED[name]
+    kernels, biases = [torch.ones(16, 16, 3, 3)] * len(kinds), [torch.zeros(16)] * len(kinds)
+    with pytest.raises(AssertionError):
+        convolution.pack(torch.ones(1, 8, 8, 16), kinds, kernels, biases, torch.float32)
+
+
 def pack(images, weight, bias, stride, padding):
     kind = convolution.Kind(stride, padding, True)
     return convolution.pack(images, [kind], [weight], [bias], torch.float32)
@@ -214,10 +238,11 @@ def test_what_is_not_a_number_stays():
 
 
 def assert_a_pool_takes_what_torchs_takes(dtype, sign):
-    images = torch.randn(2, 14, 15, 16)
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(2, 14, 15, 16, generator=generator)
     images[1, 6, 7, 3] = torch.copysign(torch.tensor(float("nan")), torch.tensor(sign))
     images = images.to(dtype)
-    layers = [torch.randn(32, 16, 3, 3)], [torch.zeros(32)], dtype
+    layers = [torch.randn(32, 16, 3, 3, generator=generator)], [torch.zeros(32)], dtype
     whole, pooled = (
         convolution.convolve(images, convolution.pack(images, [kind], *layers))
         for kind in (cell(), cell(pooled=True))

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from gymnasium.spaces import Discrete
 
 from rl_bench import system
@@ -21,6 +22,7 @@ from tests.unit.test_native import (
     FRAMES,
     LAYERS,
     assert_a_pool_takes_what_torchs_takes,
+    cell,
     define,
     make_chain,
     make_layer,
@@ -120,7 +122,8 @@ def whole_numbers(images, parameters):
     Else rounding would decide which of two pixels is a pool's largest.
     """
     generator = torch.Generator().manual_seed(2)
-    whole = [torch.randint_like(images, 0 if images.dtype == torch.uint8 else -2, 3)]
+    least = 0 if images.dtype == torch.uint8 else -2
+    whole = [torch.randint(least, 3, images.shape, generator=generator).to(images.dtype)]
     for kernel, bias in zip(parameters[::2], parameters[1::2], strict=True):
         taps = torch.zeros_like(kernel).flatten(1)
         places = torch.randint(0, taps.shape[1], (len(taps), 2), generator=generator)
@@ -180,6 +183,11 @@ def test_what_is_not_a_number_stays(unit, sign):
     images = images.to(BF16)
     kind = convolution.Kind(stride, padding, True)
     y = convolution.convolve(images, convolution.pack(images, [kind], [weight], [bias], BF16))
+    assert y[0].isfinite().all() and y[1].isnan().any()
+    kinds = [kind, cell(rectified=True)]
+    centre = F.pad(torch.eye(64)[:, :, None, None], (1, 1, 1, 1))
+    packed = convolution.pack(images, kinds, [weight, centre], [bias, bias], BF16)
+    y = convolution.convolve(images, packed)
     assert y[0].isfinite().all() and y[1].isnan().any()
     assert_a_pool_takes_what_torchs_takes(BF16, sign)
 
