@@ -12,7 +12,6 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping
-from typing import cast
 
 import gymnasium
 import numpy as np
@@ -49,12 +48,12 @@ class NatureEncoder(nn.Module):
         self.conv1 = PixelConv(channels, 32, 8, stride=4)
         self.conv2 = Conv(32, 64, 4, stride=2)
         self.conv3 = Conv(64, 64, 3, stride=1)
+        self.links = [conv.link(relu=True) for conv in (self.conv1, self.conv2, self.conv3)]
         side = [(((n - 8) // 4 + 1) - 4) // 2 + 1 - 2 for n in (height, width)]
         self.dense = Dense(64 * side[0] * side[1], hidden_size)
 
     def forward(self, frames: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        links = (conv.link(relu=True) for conv in (self.conv1, self.conv2, self.conv3))
-        x = convolve(frames, *links, dtype=dtype)
+        x = convolve(frames, *self.links, dtype=dtype)
         return self.dense(flatten_channels_last(x), relu=True)
 
 
@@ -83,27 +82,26 @@ class ImpalaEncoder(nn.Module):
     def __init__(self, frame_shape: tuple[int, ...], hidden_size: int) -> None:
         super().__init__()
         height, width, channels = frame_shape
-        self.convs = nn.ModuleList(
-            [
-                PixelConv(channels, 16, 3, padding=1),
-                Conv(16, 32, 3, padding=1),
-                Conv(32, 32, 3, padding=1),
-            ]
-        )
-        self.blocks = nn.ModuleList(
-            nn.ModuleList([ResidualBlock(c), ResidualBlock(c)]) for c in (16, 32, 32)
-        )
+        convs = [
+            PixelConv(channels, 16, 3, padding=1),
+            Conv(16, 32, 3, padding=1),
+            Conv(32, 32, 3, padding=1),
+        ]
+        blocks = [[ResidualBlock(c), ResidualBlock(c)] for c in (16, 32, 32)]
+        self.convs = nn.ModuleList(convs)
+        self.blocks = nn.ModuleList(map(nn.ModuleList, blocks))
+        self.stages = [
+            [conv.link(pooled=True), *(link for block in pair for link in block.links())]
+            for conv, pair in zip(convs, blocks, strict=True)
+        ]
         for _ in self.convs:
             height, width = (height + 1) // 2, (width + 1) // 2
         self.dense = Dense(32 * height * width, hidden_size)
 
     def forward(self, frames: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         x = frames
-        for conv, blocks in zip(self.convs, self.blocks, strict=True):
-            assert isinstance(conv, Conv)
-            assert isinstance(blocks, nn.ModuleList)
-            links = (link for block in blocks for link in cast(ResidualBlock, block).links())
-            x = convolve(x, conv.link(pooled=True), *links, dtype=dtype)
+        for stage in self.stages:
+            x = convolve(x, *stage, dtype=dtype)
         return self.dense(flatten_channels_last(F.relu(x)), relu=True)
 
 
