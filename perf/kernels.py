@@ -57,7 +57,8 @@ def inference(net: ActorCritic, rows: int) -> Action:
 def rollout(settings: Config, net: ActorCritic, rows: int, threads: int) -> Action:
     """Steps of CoinRun between inferences, which leave little of the weights in the caches."""
     env_threads = 0 if threads == 1 else threads
-    env = build.make_vector_env(settings.env, rows, seed=1, num_threads=env_threads)
+    native = settings.hardware.kernels == "native"
+    env = build.make_vector_env(settings.env, rows, seed=1, num_threads=env_threads, native=native)
     worker = build.make_worker(
         settings.replace(training__n_steps=STEPS), env, net, WorkerSeeds(1, 1)
     )

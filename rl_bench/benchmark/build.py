@@ -80,7 +80,13 @@ def _in_this_process(config: Config, mode: Mode, plan: system.CpuPlan, resumes: 
     num_envs = config.training.num_envs
     assert num_envs is not None
     seeds = WorkerSeeds.of(config.env.seed, 0, resumes=resumes)
-    env = make_vector_env(config.env, num_envs, seed=seeds.env, num_threads=plan.env_threads)
+    env = make_vector_env(
+        config.env,
+        num_envs,
+        seed=seeds.env,
+        num_threads=plan.env_threads,
+        native=config.hardware.kernels == "native",
+    )
     net = make_net(config)
     worker = make_worker(config, env, net, seeds)
     agent = make_agent(net, config, mode)

@@ -51,14 +51,18 @@ def check_env(config: EnvConfig) -> tuple[Space, Space]:
 
 
 def make_vector_env(
-    config: EnvConfig, num_envs: int, *, seed: int, num_threads: int = 0
+    config: EnvConfig, num_envs: int, *, seed: int, num_threads: int = 0, native: bool = False
 ) -> VectorEnv:
-    """`num_envs` copies of an environment; `num_threads` are Procgen's own (0: the caller's).
+    """`num_envs` copies of an environment.
 
+    Procgen is stepped by `num_threads` threads (0: the caller), which are its own or, where
+    `native` code may be used, those that torch computes with.
     Raises: ConfigError.
     """
     if is_procgen(config.name):
-        return procgen.ProcgenVectorEnv(config, num_envs, seed=seed, num_threads=num_threads)
+        return procgen.ProcgenVectorEnv(
+            config, num_envs, seed=seed, num_threads=num_threads, native=native
+        )
     if config.name.startswith("toy-"):
         toy.check(config.name)
         return toy.TOYS[config.name](num_envs, seed=seed)

@@ -92,7 +92,9 @@ class ProcgenVectorEnv:
     observation_space: gymnasium.Space = FRAMES
     action_space: gymnasium.Space = ACTIONS
 
-    def __init__(self, config: EnvConfig, num_envs: int, *, seed: int, num_threads: int) -> None:
+    def __init__(
+        self, config: EnvConfig, num_envs: int, *, seed: int, num_threads: int, native: bool = False
+    ) -> None:
         check(config)
         try:
             from procgen import ProcgenGym3Env
@@ -111,9 +113,13 @@ class ProcgenVectorEnv:
             num_levels=config.num_levels,
             start_level=config.start_level,
             rand_seed=seed % 2**31,  # without it Procgen takes the system's randomness
-            num_threads=num_threads,
+            num_threads=0 if native else num_threads,
         )
         self._env._reuse_arrays = True  # gym3 would copy what `step` gives
+        if native and num_threads > 1:
+            from rl_bench.envs.procgen_apart import Apart
+
+            self._env = Apart(self._env)
 
     def reset(self) -> np.ndarray:
         return self._env.observe()[1]["rgb"]

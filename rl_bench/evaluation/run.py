@@ -151,7 +151,11 @@ def _play(
 ) -> play.Episodes:
     """Environments of one thread step in the caller's, as everywhere."""
     env = make_vector_env(
-        level_set.env, num_envs, seed=request.seed, num_threads=0 if threads == 1 else threads
+        level_set.env,
+        num_envs,
+        seed=request.seed,
+        num_threads=0 if threads == 1 else threads,
+        native=trained.config.hardware.kernels == "native",
     )
     try:
         with out.progress(request.num_episodes, f"Evaluating {level_set.name}") as tick:

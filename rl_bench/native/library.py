@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-SOURCES = ("winograd.cpp", "bfloat16.cpp", "dense.cpp", "losses.cpp", "adam.cpp")
+SOURCES = ("winograd.cpp", "bfloat16.cpp", "dense.cpp", "losses.cpp", "adam.cpp", "stepping.cpp")
 FLAGS = (
     "-std=c++17", "-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fPIC",
     "-shared", "-fopenmp",

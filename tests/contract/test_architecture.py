@@ -28,7 +28,7 @@ ALLOWED = {
     "heads": {"layers"},
     "nets": {"errors", "heads", "layers", "native"},
     "trial": {"errors", "storage", "system", "native", "layers", "nets"},
-    "envs": BASE,
+    "envs": BASE | {"native"},
     "agents": BASE | {"ops", "native", "nets"},
     "rollout": BASE | {"envs", "nets", "system", "fork_server"},
     "training": BASE | {"nets", "agents", "rollout", "storage", "streams", "monitor", "rows"},

@@ -2,16 +2,28 @@
 
 import gymnasium
 import numpy as np
+import psutil
 import pytest
+import torch
 from gymnasium.spaces import Box, Discrete
 
 from rl_bench.config import EnvConfig
 from rl_bench.envs import check_env, make_vector_env, procgen
 from rl_bench.errors import ConfigError
+from rl_bench.native import library, stepping
 
 
 def make(name, num_envs=3, seed=0, **options):
     return make_vector_env(EnvConfig(name=name, **options), num_envs, seed=seed)
+
+
+def make_with_threads(num_envs, threads, native, *, name="coinrun", seed=0):
+    """Procgen's own threads or, `native`, torch's."""
+    if native and library.why_missing():
+        pytest.skip(library.why_missing())
+    torch.set_num_threads(threads)
+    config = EnvConfig(name=name)
+    return make_vector_env(config, num_envs, seed=seed, num_threads=threads, native=native)
 
 
 def roll(env, steps, seed=0):
@@ -76,22 +88,48 @@ def test_procgen_is_seeded_completely():
     assert not np.array_equal(a[0], c[0])
 
 
-def test_threads_do_not_change_procgen():
-    envs = [make_vector_env(EnvConfig(name="coinrun"), 4, seed=3, num_threads=n) for n in (0, 2)]
-    a, b = (roll(env, 100) for env in envs)
-    assert np.array_equal(a[0], b[0])
+@pytest.mark.parametrize("threads", [(2, False), (2, True), (3, True)])
+def test_threads_do_not_change_procgen(threads):
+    # Breaks when: environments apart begin at other levels, or one reads another's buffers.
+    alone = make("starpilot", 4, seed=3)
+    together = make_with_threads(4, *threads, name="starpilot", seed=3)
+    (frames, steps), (theirs, their_steps) = roll(alone, 150), roll(together, 150)
+    assert np.array_equal(frames, theirs)
+    assert all(np.array_equal(a, b) for a, b in zip(steps, their_steps, strict=True))
+    assert any(ended.any() for _, ended in steps), "no episode ended"
+    assert list(alone.get_state()) == list(together.get_state())
+    together.close()
+    together.close()
 
 
-def test_procgens_frames_are_not_copied():
+def test_torchs_threads_step_procgen(monkeypatch):
+    # Breaks when: native environments are stepped by one thread, or by Procgen's own.
+    steps = []
+    monkeypatch.setattr(stepping, "step", steps.append)
+    before = psutil.Process().num_threads()
+    env = make_with_threads(3, 2, native=True)
+    env.reset()
+    env.step(np.zeros(3, dtype=np.int64))
+    assert len(steps) == 1
+    assert psutil.Process().num_threads() == before
+    env.close()
+
+
+@pytest.mark.parametrize("native", [False, True])
+def test_procgens_frames_are_not_copied(native):
     # Breaks when: gym3 copies them again, which is found out by no other test.
-    env = make("coinrun")
+    env = make_with_threads(3, 2, native)
     first = env.reset()
     assert np.shares_memory(first, env.step(np.zeros(3, dtype=np.int32)).obs)
     env.close()
 
 
-def test_procgen_snapshot_continues_exactly():
-    env, other = make("coinrun", seed=1), make("coinrun", seed=2)
+@pytest.mark.parametrize(
+    ("from_native", "to_native"), [(False, False), (True, False), (False, True)]
+)
+def test_procgen_snapshot_continues_exactly(from_native, to_native):
+    env = make_with_threads(3, 2, from_native, seed=1)
+    other = make_with_threads(3, 2, to_native, seed=2)
     roll(env, 30)
     other.set_state(env.get_state())
     actions = np.random.default_rng(1).integers(0, 15, (100, 3))

@@ -1,0 +1,29 @@
+"""Environments behind gym3's C interface, stepped by the threads that compute (`stepping.cpp`)."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+
+from rl_bench.native import library
+
+
+class Environments(ctypes.Structure):
+    """As in `stepping.cpp`: two functions, and what they are called with."""
+
+    _fields_ = [
+        ("act", ctypes.c_void_p),
+        ("observe", ctypes.c_void_p),
+        ("handles", ctypes.POINTER(ctypes.c_void_p)),
+        ("count", ctypes.c_int32),
+    ]
+
+    @classmethod
+    def of(cls, *, act: int, observe: int, handles: Sequence[int]) -> Environments:
+        array = (ctypes.c_void_p * len(handles))(*handles)
+        return cls(act, observe, array, len(handles))
+
+
+def step(environments: Environments) -> None:
+    """Act and observe everywhere, with as many threads as torch has."""
+    library.call("step_environments", environments)
