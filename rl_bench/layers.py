@@ -98,18 +98,25 @@ def _convolve_natively(x: torch.Tensor, links: Sequence[Link], dtype: torch.dtyp
         x = x.permute(0, 2, 3, 1)
     elif x.dtype != torch.uint8:  # bytes are taken as they are, and divided there
         x = x.to(dtype)
-    kinds = [kind for _, kind in links]
-    kernels = [conv.weight for conv, _ in links]
-    biases = [conv.bias for conv, _ in links if conv.bias is not None]
     if first.packs:
         x = x.contiguous()
         if first._packed is None:
-            first._packed = convolution.pack(x, kinds, kernels, biases, dtype)
+            first._packed = convolution.pack(x, *_kinds_kernels_and_biases(links), dtype)
         y = convolution.convolve(x, first._packed)
     else:
+        kinds, kernels, biases = _kinds_kernels_and_biases(links)
         parameters = itertools.chain.from_iterable(zip(kernels, biases, strict=True))
         y = convolution.Convolutions.apply(x, kinds, dtype, *parameters)
     return y.permute(0, 3, 1, 2)
+
+
+def _kinds_kernels_and_biases(
+    links: Sequence[Link],
+) -> tuple[list[convolution.Kind], list[torch.Tensor], list[torch.Tensor]]:
+    kinds = [kind for _, kind in links]
+    kernels = [conv.weight for conv, _ in links]
+    biases = [conv.bias for conv, _ in links if conv.bias is not None]
+    return kinds, kernels, biases
 
 
 class Conv(nn.Conv2d):

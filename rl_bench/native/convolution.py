@@ -11,11 +11,10 @@ layers, after taking `stride` × `stride` pixels for one cell.
 from __future__ import annotations
 
 import ctypes
-import functools
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -99,7 +98,7 @@ class Convolutions(torch.autograd.Function):
         chain = pack(images, kinds, kernels, biases, dtype)
         outputs = [layer.room_to_learn_from(images) for layer in chain.layers[:-1]]
         winners = [layer.room_for_winners(images) for layer in chain.layers]
-        out = convolve(images, chain, outputs=[*outputs, None], winners=winners)
+        out = convolve_to_learn(images, chain, outputs=[*outputs, None], winners=winners)
         ctx.forms, ctx.dtype = [layer.form for layer in chain.layers], dtype
         # Without a ReLU behind it, the last layer's gradient does not ask for its outputs.
         ctx.save_for_backward(images, *outputs, out if kinds[-1].relu else None, *winners, *kernels)
@@ -129,7 +128,7 @@ class Convolutions(torch.autograd.Function):
         )  # fmt: skip
         library.call(
             _name("convolve_backward", ctx.dtype), layers, len(layers), len(images),
-            images, gradient, dimages, _threads(images),
+            images, gradient, dimages, _threads(len(images)),
         )  # fmt: skip
         parameters = itertools.chain.from_iterable(zip(dkernels, dbiases, strict=True))
         return dimages, None, None, *parameters
@@ -188,6 +187,7 @@ class Chain:
     """Layers, each of which takes the outputs of the one before it."""
 
     layers: Sequence[Packed]
+    _acting: dict[tuple[int, int], Acting] = field(default_factory=dict)
 
     def make_structs(self, **rooms: Sequence[torch.Tensor | None]) -> ctypes.Array[Layer]:
         """As C++ takes them."""
@@ -196,10 +196,30 @@ class Chain:
             u=[p.u for p in self.layers], bias=[p.bias for p in self.layers], **rooms,
         )  # fmt: skip
 
-    @functools.cached_property
-    def structs(self) -> ctypes.Array[Layer]:
-        """For acting: made once, as that takes longer than small layers."""
-        return self.make_structs()
+    def acting(self, images: int) -> Acting:
+        """For so many of them, with as many threads as torch has."""
+        key = images, torch.get_num_threads()
+        if key not in self._acting:
+            self._acting[key] = Acting(self, images)
+        return self._acting[key]
+
+
+class Acting:
+    """A chain for so many images, made ready once, as that takes longer than small layers."""
+
+    def __init__(self, chain: Chain, images: int) -> None:
+        self._layers, last = chain.make_structs(), chain.layers[-1]
+        self._size, self._like = (images, *last.form.size()), last.u
+        self._call = library.Prepared(
+            _name("convolve", last.u.dtype), self._layers, len(self._layers), images,
+            library.ADDRESS, _threads(images),
+        )  # fmt: skip
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        out = self._like.new_empty(self._size)
+        self._layers[-1].outputs = out.data_ptr()
+        self._call(images)
+        return out
 
 
 def pack(
@@ -278,23 +298,32 @@ def _name(function: str, dtype: torch.dtype) -> str:
     return f"{COMPUTED_BY[dtype]}_{function}"
 
 
-def convolve(
+def convolve(images: torch.Tensor, chain: Chain) -> torch.Tensor:
+    """What `Convolutions` gives, without a gradient, of contiguous images."""
+    _check_images(images, chain)
+    return chain.acting(len(images))(images)
+
+
+def convolve_to_learn(
     images: torch.Tensor, chain: Chain, **rooms: Sequence[torch.Tensor | None]
 ) -> torch.Tensor:
-    """What `Convolutions` gives, without a gradient, of contiguous images.
+    """The same; `rooms` are for what is to be kept of each layer, by its name in `Layer`."""
+    _check_images(images, chain)
+    out = chain.layers[-1].room_for(images)
+    layers = chain.make_structs(**rooms)
+    layers[-1].outputs = out.data_ptr()
+    library.call(
+        _name("convolve", out.dtype), layers, len(layers), len(images), images,
+        _threads(len(images)),
+    )  # fmt: skip
+    return out
 
-    `rooms` are for what is to be kept of each layer, by its name in `Layer`.
-    """
-    last = chain.layers[-1]
-    first, out = chain.layers[0].form.geometry, last.room_for(images)
+
+def _check_images(images: torch.Tensor, chain: Chain) -> None:
+    first, dtype = chain.layers[0].form.geometry, chain.layers[-1].u.dtype
     assert images.shape[1:] == (first.height, first.width, first.channels)
     assert images.is_contiguous() and (images.dtype == torch.uint8) == first.bytes
-    assert images.dtype in (torch.uint8, out.dtype), (images.dtype, out.dtype)
-    layers = chain.make_structs(**rooms) if rooms else chain.structs
-    layers[-1].outputs = out.data_ptr()
-    name = _name("convolve", last.u.dtype)
-    library.call(name, layers, len(layers), len(images), images, _threads(images))
-    return out
+    assert images.dtype in (torch.uint8, dtype), (images.dtype, dtype)
 
 
 def _layers(forms: Sequence[Form], **columns: Sequence[torch.Tensor | None]) -> ctypes.Array[Layer]:
@@ -306,6 +335,6 @@ def _layers(forms: Sequence[Form], **columns: Sequence[torch.Tensor | None]) -> 
     return layers
 
 
-def _threads(images: torch.Tensor) -> int:
-    assert len(images) > 0, "every thread has an image"
-    return min(torch.get_num_threads(), len(images))
+def _threads(images: int) -> int:
+    assert images > 0, "every thread has an image"
+    return min(torch.get_num_threads(), images)

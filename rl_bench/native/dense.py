@@ -7,7 +7,7 @@ here, with the choice of an action. The work is done in `dense.cpp`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -16,11 +16,31 @@ from rl_bench.native import library
 
 @dataclass(frozen=True)
 class Packed:
-    """Weights [O, I] and a bias [O] in panels of outputs."""
+    """Weights [O, I] and a bias [O] in panels of outputs, and calls that were made with them."""
 
     panels: torch.Tensor
     inputs: int
     outputs: int
+    _calls: dict[tuple[int, ...], library.Prepared] = field(default_factory=dict)
+
+    def layer(self, rows: int, *, relu: bool) -> library.Prepared:
+        """To be called with x [rows, I] and outputs [rows, O]."""
+        key = rows, relu, torch.get_num_threads()
+        if key not in self._calls:
+            self._calls[key] = library.Prepared(
+                "dense", library.ADDRESS, rows, self.inputs, self.outputs, self.panels, relu,
+                library.ADDRESS, torch.get_num_threads(),
+            )  # fmt: skip
+        return self._calls[key]
+
+    def choice(self, rows: int) -> library.Prepared:
+        """To be called with what `act` takes and gives."""
+        if (rows,) not in self._calls:
+            self._calls[rows,] = library.Prepared(
+                "act", library.ADDRESS, rows, self.inputs, self.outputs - 1, self.panels,
+                *[library.ADDRESS] * 4,
+            )  # fmt: skip
+        return self._calls[rows,]
 
 
 def pack(weight: torch.Tensor, bias: torch.Tensor) -> Packed:
@@ -37,10 +57,7 @@ def apply(x: torch.Tensor, packed: Packed, *, relu: bool) -> torch.Tensor:
     """x [N, I] → [N, O], without a gradient."""
     assert x.dtype == torch.float32 and x.shape[1:] == (packed.inputs,), (x.dtype, x.shape)
     x, out = x.contiguous(), x.new_empty(len(x), packed.outputs)
-    library.call(
-        "dense", x, len(x), packed.inputs, packed.outputs, packed.panels, relu, out,
-        torch.get_num_threads(),
-    )  # fmt: skip
+    packed.layer(len(x), relu=relu)(x, out)
     return out
 
 
@@ -57,8 +74,5 @@ def act(
     features, noise = features.contiguous(), noise.contiguous()
     taken = noise.new_empty(rows, dtype=torch.int64)
     log_probs, values = noise.new_empty(rows), noise.new_empty(rows)
-    library.call(
-        "act", features, rows, packed.inputs, actions, packed.panels, noise, taken, log_probs,
-        values,
-    )  # fmt: skip
+    packed.choice(rows)(features, noise, taken, log_probs, values)
     return taken, log_probs, values

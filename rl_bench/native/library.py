@@ -18,7 +18,10 @@ import signal
 import subprocess
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
 
 HERE = Path(__file__).resolve().parent
 SOURCES = ("winograd.cpp", "bfloat16.cpp", "dense.cpp", "losses.cpp", "adam.cpp", "stepping.cpp")
@@ -72,15 +75,37 @@ def load(path: Path | None = None) -> ctypes.CDLL:
     return _library
 
 
+class Prepared:
+    """A function of the library with arguments that are converted once, to be called often.
+
+    Those given as `ADDRESS` are tensors that come with each call, in their order; `returns` is the C
+    type of the result. To convert a dozen takes as long as a small layer.
+    """
+
+    def __init__(self, name: str, *arguments: Any, returns: Any = None) -> None:
+        self._function = load()[name]  # one of its own, as its type is set
+        self._function.restype = returns
+        self._arguments = [_converted(argument) for argument in arguments]
+        pairs = zip(arguments, self._arguments, strict=True)
+        self._addresses = [place for argument, place in pairs if argument is ADDRESS]
+
+    def __call__(self, *tensors: torch.Tensor) -> Any:
+        """Of contiguous memory, which the caller's names keep alive meanwhile."""
+        for place, tensor in zip(self._addresses, tensors, strict=True):
+            place.value = tensor.data_ptr()
+        return self._function(*self._arguments)
+
+
+ADDRESS = object()
+
+
 def call(name: str, *arguments: Any, returns: Any = None) -> Any:
     """Call a function of the library: tensors go as addresses, numbers as int32 or float, None as
     null; `returns` is the C type of the result.
 
     The caller's names keep tensors alive meanwhile, as an address would not.
     """
-    function = getattr(load(), name)
-    function.restype = returns
-    return function(*map(_converted, arguments))
+    return Prepared(name, *arguments, returns=returns)()
 
 
 def _converted(argument: Any) -> Any:
@@ -88,9 +113,11 @@ def _converted(argument: Any) -> Any:
         return ctypes.byref(argument)
     if isinstance(argument, float):
         return ctypes.c_float(argument)
-    if argument is None or not isinstance(argument, int):
-        return ctypes.c_void_p(None if argument is None else argument.data_ptr())
-    return ctypes.c_int32(argument)
+    if argument is None or argument is ADDRESS:
+        return ctypes.c_void_p()
+    if isinstance(argument, int):
+        return ctypes.c_int32(argument)
+    return ctypes.c_void_p(argument.data_ptr())
 
 
 @functools.cache

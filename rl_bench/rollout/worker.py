@@ -72,22 +72,22 @@ class RolloutWorker:
     @torch.inference_mode()
     def collect(self, out: Trajectory) -> EpisodeStats:
         """Fill `out` in place with the next T steps; returns the episodes that finished."""
-        episodes = EpisodeStats()
         noise = self.policy.head.draw_noise((self.n_steps, self.env.num_envs), self.generator)
         out.final_values.zero_()
         out.policy_version.fill_(self.version)
         # What is small is written through numpy, in a tenth of torch's time for it.
         rows = {name: tensor.numpy() for name, tensor in out.tensors().items()}
-        rows["obs"][0] = self.obs
-        for t in range(self.n_steps):
-            actions = self._act(out.obs[t], noise[t], t, rows)
+        obs = out.obs.unbind()
+        obs[0].copy_(torch.from_numpy(self.obs))
+        for t, of_step in enumerate(noise.unbind()):
+            actions = self._act(obs[t], of_step, t, rows)
             step = self._step(actions)
-            rows["obs"][t + 1] = step.obs
-            self._record(t, step, rows, episodes)
+            obs[t + 1].copy_(torch.from_numpy(step.obs))  # frames of many environments in threads
+            self._record(t, step, rows)
         self.obs = rows["obs"][-1].copy()
         self._require_finite(out)
         out.behaviour_values[-1] = self.policy(out.obs[-1])[1]
-        return episodes
+        return self._finished_episodes(rows)
 
     def _act(self, obs: torch.Tensor, noise: torch.Tensor, t: int, rows: Rows) -> np.ndarray:
         started = time.perf_counter()
@@ -118,25 +118,31 @@ class RolloutWorker:
                 f"the environment {self.description} raised {type(error).__name__}: {error}"
             ) from error
 
-    def _record(self, t: int, step: Step, rows: Rows, episodes: EpisodeStats) -> None:
+    def _record(self, t: int, step: Step, rows: Rows) -> None:
         rows["rewards"][t] = step.rewards
         rows["terminated"][t] = step.terminated
         rows["truncated"][t] = step.truncated & ~step.terminated
-        self.episode_returns += step.rewards
-        self.episode_lengths += 1
-        self.discounted_returns = self.discounted_returns * RETURN_DISCOUNT + step.rewards
-        rows["discounted_returns"][t] = self.discounted_returns
-        ended = step.terminated | step.truncated
-        if not ended.any():
-            return
         if step.final_obs:
             last_frames = torch.from_numpy(np.stack(list(step.final_obs.values())))
             rows["final_values"][t, list(step.final_obs)] = self.policy(last_frames)[1].numpy()
-        episodes.returns += self.episode_returns[ended].tolist()
-        episodes.lengths += self.episode_lengths[ended].tolist()
-        self.episode_returns[ended] = 0.0
-        self.discounted_returns[ended] = 0.0
-        self.episode_lengths[ended] = 0
+
+    def _finished_episodes(self, rows: Rows) -> EpisodeStats:
+        """In the order of their ends. Counted when all steps are done: in between, little of what
+        this needs is in the caches, and it takes four times as long."""
+        episodes = EpisodeStats()
+        ends = rows["terminated"] | rows["truncated"]
+        for t, (rewards, ended) in enumerate(zip(rows["rewards"], ends, strict=True)):
+            self.episode_returns += rewards
+            self.episode_lengths += 1
+            self.discounted_returns = self.discounted_returns * RETURN_DISCOUNT + rewards
+            rows["discounted_returns"][t] = self.discounted_returns
+            if ended.any():
+                episodes.returns += self.episode_returns[ended].tolist()
+                episodes.lengths += self.episode_lengths[ended].tolist()
+                self.episode_returns[ended] = 0.0
+                self.discounted_returns[ended] = 0.0
+                self.episode_lengths[ended] = 0
+        return episodes
 
     def _require_finite(self, out: Trajectory) -> None:
         floats = [out.rewards] + ([out.obs] if out.obs.is_floating_point() else [])
