@@ -11,8 +11,6 @@
 
 namespace {
 
-constexpr int PANEL = 2 * W;  // outputs
-
 thread_local Scratch<float> products, outputs;
 
 }  // namespace

@@ -125,7 +125,8 @@ void backward_directly(const Plan& p, const Layer<float>&, int images, const voi
         for (int y = 0; y < p.out_height; ++y, gradient += row) {
             for (int i = 0; i < p.kernel; ++i)
                 matmul<Order::COLUMNS_FIRST, true>(taps, width, p.out_width, image + (y + i) * p.wide_row(),
-                                                   p.channels, gradient, du + i * taps * width);
+                                                   p.channels, gradient, width, du + i * taps * width,
+                                                   width);
             for (int o = 0; o < width; o += W) {
                 Vec sum = {};
                 for (int x = 0; x < p.out_width; ++x) sum += load(gradient + x * width + o);

@@ -17,6 +17,7 @@ struct Plan : Geometry {
     int points;                           // products per tile and pair of channels
     int made, down, across, tiles;        // outputs per tile and side; tiles per image
     int depth, lanes;                     // a cell's channels, and those in whole vectors
+    int row;                              // from one cell's to the next one's
     int grid_height, grid_width;          // cells under the tiles
     int block, chunk;                     // images at a time, and tiles of each
     int above, beside;                    // cells that pixels fill, from the padding on
@@ -29,6 +30,7 @@ struct Plan : Geometry {
         down = ceil_div(out_height, made), across = ceil_div(out_width, made);
         tiles = down * across;
         depth = step * step * channels, lanes = ceil_div(depth, W) * W;
+        row = lanes % 64 == 0 ? lanes + 16 : lanes;  // else columns crowd in a first cache too
         grid_height = down * made + kernel - 1, grid_width = across * made + kernel - 1;
         above = height / step, beside = width / step;
         gathered = bytes || step * channels % W != 0;
@@ -40,7 +42,7 @@ struct Plan : Geometry {
     size_t image() const { return (size_t)height * width * channels; }
     size_t grid() const { return (size_t)grid_height * grid_width * lanes; }
     size_t out_image() const { return (size_t)out_height * out_width * out_channels; }
-    size_t inputs() const { return points * plane_of(block * chunk, lanes); }
+    size_t inputs() const { return points * plane_of(block * chunk, row); }
     size_t outputs() const { return points * plane_of(block * chunk, out_channels); }
     int taps() const { return step * kernel * step * kernel * channels; }  // of a filter
     size_t weights() const {

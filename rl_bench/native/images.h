@@ -87,10 +87,10 @@ INLINE void for_tiles(const Plan& p, const Part& part, const Cells<Pixel>& cells
 template <int R, bool RECTIFIED, typename Pixel>
 void transform_inputs(const Plan& p, const Part& part, const Cells<Pixel>& cells, float* v) {
     constexpr int T = Minimal<R>::T;
-    const size_t plane = plane_of(part.rows, p.lanes);
+    const size_t plane = plane_of(part.rows, p.row);
     const ptrdiff_t down = cells.down, across = cells.across;  // known not to change
     for_tiles<R>(p, part, cells, [=, &p](int t, const Pixel* corner, Present present, auto edge) {
-        float* to = v + (size_t)(part.first + t - part.start) * p.lanes;
+        float* to = v + (size_t)(part.first + t - part.start) * p.row;
         for (int run = 0; run < cells.parts; ++run)
             for (int c = 0; c < cells.run; c += W, to += W) {
                 const Pixel* from = corner + run * cells.part + c;
@@ -114,10 +114,10 @@ template <int R>
 void untransform_inputs(const Plan& p, const Part& part, const float* v,
                         const Cells<float>& cells) {
     constexpr int T = Minimal<R>::T;
-    const size_t plane = plane_of(part.rows, p.lanes);
+    const size_t plane = plane_of(part.rows, p.row);
     const ptrdiff_t down = cells.down, across = cells.across;
     for_tiles<R>(p, part, cells, [=, &p](int t, float* corner, Present present, auto edge) {
-        const float* from = v + (size_t)(part.first + t - part.start) * p.lanes;
+        const float* from = v + (size_t)(part.first + t - part.start) * p.row;
         for (int run = 0; run < cells.parts; ++run)
             for (int c = 0; c < cells.run; c += W, from += W) {
                 float* to = corner + run * cells.part + c;

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "geometry.h"
+#include "matmul.h"
 
 namespace {
 
@@ -60,28 +61,27 @@ INLINE void transform_taps(const Plan& p, const float* taps, int spread, float s
         for (int j = 0; j < T; ++j) stored(to + (T * i + j) * plane, x[i][j]);
 }
 
-// Kernel → U with its last two axes exchanged, [points, O, depth]; of it, some filters.
+// Kernel → the transpose of U, [points, O, depth], in panels; of it, some filters.
 template <int R>
 void transform_kernel(const Plan& p, int first, int last, const float* kernel, float scale,
                       float* u_transposed) {
+    const auto some = [&](auto kind, Places at) {
+        const size_t to = panel_at(at.matrix / p.depth, at.matrix % p.depth, p.out_channels, p.depth);
+        transform_taps<R, decltype(kind)>(p, kernel + at.tap, 1, scale, u_transposed + to);
+    };
     along_channels(
-        p, first, last, p.depth,
-        [&](Places at) {
-            transform_taps<R, Vec>(p, kernel + at.tap, 1, scale, u_transposed + at.matrix);
-        },
-        [&](Places at) {
-            transform_taps<R, float>(p, kernel + at.tap, 1, scale, u_transposed + at.matrix);
-        });
+        p, first, last, p.depth, [&](Places at) { some(Vec{}, at); },
+        [&](Places at) { some(0.0f, at); });
 }
 
-// Kernel [size, size, channels, O] → U [points, depth, O]; of it, some channels of cells.
+// Kernel [size, size, channels, O] → U [points, depth, O], in panels; of it, some channels of cells.
 template <int R>
 void turn_kernel(const Plan& p, int first, int last, const float* kernel, float scale, float* u) {
     const int segment = p.step * p.channels, size = p.kernel * p.step, width = p.out_channels;
     for (int d = first; d < last; ++d) {
         const float* taps = kernel + (size_t)(d / segment * size * p.channels + d % segment) * width;
         for (int o = 0; o < width; o += W)
-            transform_taps<R, Vec>(p, taps + o, width, scale, u + (size_t)d * width + o);
+            transform_taps<R, Vec>(p, taps + o, width, scale, u + panel_at(d, o, p.depth, width));
     }
 }
 

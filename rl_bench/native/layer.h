@@ -88,9 +88,9 @@ void forward(const Plan& p, const Layer<float>& layer, int images, const void* p
         const float* v = inputs_of<R>(p, pixels, start, stop, tile);
         float* y = products.of(p.outputs());
         for (int k = 0; k < p.points; ++k)
-            matmul<Order::ROWS_FIRST, false>(
-                rows, width, p.depth, v + k * plane_of(rows, p.lanes), p.lanes,
-                layer.u + k * plane_of(p.depth, width), y + k * plane_of(rows, width));
+            matmul_by_panels(rows, width, p.depth, v + k * plane_of(rows, p.row), p.row,
+                             layer.u + k * plane_of(p.depth, width), y + k * plane_of(rows, width),
+                             width);
         for_images(p, start, stop, tile, [&](int n, const Part& part) {
             const size_t at = n * p.out_image();
             float* to = p.pooled ? unpooled_image(p, n - start) : out + at;
@@ -132,13 +132,14 @@ void backward(const Plan& p, const Layer<float>& layer, int images, const void* 
         for (int k = 0; k < p.points; ++k)
             matmul<Order::COLUMNS_FIRST, true>(
                 width, p.lanes, rows, dy + k * plane_of(rows, width), width,
-                v + k * plane_of(rows, p.lanes), du_transposed + k * plane_of(width, p.lanes));
+                v + k * plane_of(rows, p.row), p.row, du_transposed + k * plane_of(width, p.lanes),
+                p.lanes);
         if (!dimages) return;
         float* dv = inputs.of(p.inputs());  // V is not needed any more
         for (int k = 0; k < p.points; ++k)
-            matmul<Order::ROWS_FIRST, false>(
-                rows, p.depth, width, dy + k * plane_of(rows, width), width,
-                layer.u_transposed + k * plane_of(width, p.depth), dv + k * plane_of(rows, p.lanes));
+            matmul_by_panels(rows, p.depth, width, dy + k * plane_of(rows, width), width,
+                             layer.u_transposed + k * plane_of(width, p.depth),
+                             dv + k * plane_of(rows, p.row), p.row);
         for_images(p, start, stop, tile, [&](int n, const Part& part) {
             float* image = dimages + n * p.image();
             if (part.start == 0) std::fill_n(image, p.image(), 0.0f);

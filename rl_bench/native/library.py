@@ -78,8 +78,8 @@ def load(path: Path | None = None) -> ctypes.CDLL:
 class Prepared:
     """A function of the library with arguments that are converted once, to be called often.
 
-    Those given as `ADDRESS` are tensors that come with each call, in their order; `returns` is the C
-    type of the result. To convert a dozen takes as long as a small layer.
+    Those given as `ADDRESS` are tensors that come with each call, in their order; `returns` is the
+    C type of the result. To convert a dozen takes as long as a small layer.
     """
 
     def __init__(self, name: str, *arguments: Any, returns: Any = None) -> None:

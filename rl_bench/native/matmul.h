@@ -1,6 +1,8 @@
 // Products of small matrices that lie in the cache, one tile of the result in registers at a time.
 #pragma once
 
+#include <algorithm>
+
 #include "vectors.h"
 
 // How the left matrix lies in memory: row by row, or column by column. What is known when this is
@@ -56,12 +58,34 @@ static void columns(int rows, const float* a, ptrdiff_t a_stride, const float* b
     }
 }
 
-// C[rows, width] = or += A[rows, depth] B[depth, width]; `width` is a multiple of W.
+constexpr int PANEL = 2 * W;  // columns of B that are read together
+
+// C[rows, width] = or += A[rows, depth] B[depth, width]; `width` is a multiple of W. B and C lie row by row,
+// `b_row` and `c_row` apart.
 template <Order ORDER, bool ADD>
-static void matmul(int rows, int width, int depth, const float* a, int a_stride, const float* b,
-                   float* c) {
+static void matmul(int rows, int width, int depth, const float* a, ptrdiff_t a_stride, const float* b,
+                   ptrdiff_t b_row, float* c, ptrdiff_t c_row) {
     int j = 0;
-    for (; j + 2 * W <= width; j += 2 * W)
-        columns<ORDER, 2, ADD>(rows, a, a_stride, b + j, width, c + j, width, depth);
-    if (j < width) columns<ORDER, 1, ADD>(rows, a, a_stride, b + j, width, c + j, width, depth);
+    for (; j + PANEL <= width; j += PANEL)
+        columns<ORDER, 2, ADD>(rows, a, a_stride, b + j, b_row, c + j, c_row, depth);
+    if (j < width) columns<ORDER, 1, ADD>(rows, a, a_stride, b + j, b_row, c + j, c_row, depth);
+}
+
+// Where an element of B lies if it is in panels: [⌈width / PANEL⌉, depth, PANEL], of which the last may have W
+// columns. What is read together then fills the first cache evenly.
+INLINE size_t panel_at(int row, int column, int depth, int width) {
+    const int first = column / PANEL * PANEL;
+    return (size_t)first * depth + row * std::min(PANEL, width - first) + column - first;
+}
+
+// C = A B with B in panels.
+static void matmul_by_panels(int rows, int width, int depth, const float* a, ptrdiff_t a_row,
+                             const float* panels, float* c, ptrdiff_t c_row) {
+    for (int j = 0; j < width; j += PANEL) {
+        const float* b = panels + (size_t)j * depth;
+        if (j + PANEL <= width)
+            columns<Order::ROWS_FIRST, 2, false>(rows, a, a_row, b, PANEL, c + j, c_row, depth);
+        else
+            columns<Order::ROWS_FIRST, 1, false>(rows, a, a_row, b, W, c + j, c_row, depth);
+    }
 }

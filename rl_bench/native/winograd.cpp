@@ -66,7 +66,7 @@ extern "C" int32_t winograd_packed_size(const Geometry* geometry) {
 }
 
 // U [points, depth, O] of a kernel or, `turned`, the same as [points, O, depth], which gradients of images
-// need. Of a first layer of stride 1 [rows, side · channels, O]; its images have no gradient.
+// need, both in panels (matmul.h). Of a first layer of stride 1 [rows, side · channels, O]; its images have no gradient.
 extern "C" void winograd_pack_kernel(const Geometry* geometry, const float* kernel, float* u, int32_t turned,
                             int32_t threads) {
     const Plan p(*geometry);
