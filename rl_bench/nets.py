@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -20,6 +21,7 @@ import torch.nn.functional as F
 from gymnasium.spaces import Box, Discrete
 from torch import nn
 
+from rl_bench.acting import Acting
 from rl_bench.errors import ConfigError
 from rl_bench.heads import CategoricalHead, make_head
 from rl_bench.layers import Conv, Dense, Link, PixelConv, can_pack, convolve, packable
@@ -33,7 +35,24 @@ def flatten_channels_last(x: torch.Tensor) -> torch.Tensor:
     return x.permute(0, 2, 3, 1).flatten(1)
 
 
-class NatureEncoder(nn.Module):
+class ImageEncoder(nn.Module):
+    """Frames through stages of convolutions and a dense layer; `rectified`: a ReLU between."""
+
+    default_hidden_size: int
+    minimum_side: int
+    stages: list[list[Link]]
+    rectified = False
+    dense: Dense
+
+    def forward(self, frames: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        x = frames
+        for stage in self.stages:
+            x = convolve(x, *stage, dtype=dtype)
+        x = F.relu(x) if self.rectified else x
+        return self.dense(flatten_channels_last(x), relu=True)
+
+
+class NatureEncoder(ImageEncoder):
     """Three strided convolutions (32, 64, 64 filters) and a dense layer.
 
     Source: Mnih et al. 2015, "Human-level control through deep reinforcement learning", methods.
@@ -48,13 +67,9 @@ class NatureEncoder(nn.Module):
         self.conv1 = PixelConv(channels, 32, 8, stride=4)
         self.conv2 = Conv(32, 64, 4, stride=2)
         self.conv3 = Conv(64, 64, 3, stride=1)
-        self.links = [conv.link(relu=True) for conv in (self.conv1, self.conv2, self.conv3)]
+        self.stages = [[conv.link(relu=True) for conv in (self.conv1, self.conv2, self.conv3)]]
         side = [(((n - 8) // 4 + 1) - 4) // 2 + 1 - 2 for n in (height, width)]
         self.dense = Dense(64 * side[0] * side[1], hidden_size)
-
-    def forward(self, frames: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        x = convolve(frames, *self.links, dtype=dtype)
-        return self.dense(flatten_channels_last(x), relu=True)
 
 
 class ResidualBlock(nn.Module):
@@ -69,7 +84,7 @@ class ResidualBlock(nn.Module):
         return self.conv1.link(rectified=True, relu=True), self.conv2.link(residual=True)
 
 
-class ImpalaEncoder(nn.Module):
+class ImpalaEncoder(ImageEncoder):
     """Three stages (16, 32, 32 filters) of convolution, max-pool and two residual blocks.
 
     Source: Espeholt et al. 2018 (arXiv 1802.01561), figure 3 right, without the LSTM, as in the
@@ -78,6 +93,7 @@ class ImpalaEncoder(nn.Module):
 
     default_hidden_size = 256
     minimum_side = 8
+    rectified = True
 
     def __init__(self, frame_shape: tuple[int, ...], hidden_size: int) -> None:
         super().__init__()
@@ -98,14 +114,8 @@ class ImpalaEncoder(nn.Module):
             height, width = (height + 1) // 2, (width + 1) // 2
         self.dense = Dense(32 * height * width, hidden_size)
 
-    def forward(self, frames: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        x = frames
-        for stage in self.stages:
-            x = convolve(x, *stage, dtype=dtype)
-        return self.dense(flatten_channels_last(F.relu(x)), relu=True)
 
-
-IMAGE_ENCODERS: dict[str, type[NatureEncoder] | type[ImpalaEncoder]] = {
+IMAGE_ENCODERS: dict[str, type[ImageEncoder]] = {
     "nature": NatureEncoder,
     "impala": ImpalaEncoder,
 }
@@ -158,7 +168,7 @@ class ActorCritic(nn.Module):
         features = _last_layer_size(self.encoder)
         self.head = make_head(action_space, features)
         self.value = Dense(features, 1)
-        self._packed_heads: dense.Packed | None = None
+        self._acting: tuple[tuple[Any, ...], Acting] | None = None
         self._initialise()
         self.kernels = kernels if shared else "torch"
         if self.kernels == "native":
@@ -184,18 +194,30 @@ class ActorCritic(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Sampled actions [N, *], their log-probabilities [N] and values [N], for `noise` [N, A].
 
-        To be called of an acting copy, in inference mode.
+        To be called of an acting copy, in inference mode. What it returns is good until the next
+        call.
         """
         if self.has_native_losses:
             assert not self.training, "the weights of an acting copy change with load_weights only"
-            if self._packed_heads is None:
-                weight = torch.cat([self.head.dense.weight, self.value.weight])
-                bias = torch.cat([self.head.dense.bias, self.value.bias])
-                self._packed_heads = dense.pack(weight, bias)
-            return dense.act(self.encoder(obs, self.dtype).float(), self._packed_heads, noise)
+            frames = obs if obs.dtype == torch.uint8 else obs.to(self.dtype)
+            return self._acting_on(frames)(frames, noise)
         policy, values = self(obs)
         actions = self.head.sample(policy, noise)
         return actions, self.head.log_prob(policy, actions), values
+
+    def _acting_on(self, frames: torch.Tensor) -> Acting:
+        """Made ready for this many of them."""
+        kind = *frames.shape, frames.dtype, torch.get_num_threads()
+        if self._acting is None or self._acting[0] != kind:
+            assert isinstance(self.encoder, ImageEncoder)
+            self.encoder(frames, self.dtype)  # packs what is not yet
+            weight = torch.cat([self.head.dense.weight, self.value.weight])
+            bias = torch.cat([self.head.dense.bias, self.value.bias])
+            self._acting = kind, Acting(
+                self.encoder.stages, self.encoder.dense, dense.pack(weight, bias),
+                rows=len(frames), rectified=self.encoder.rectified,
+            )  # fmt: skip
+        return self._acting[1]
 
     def acting_copy(self) -> ActorCritic:
         """A copy for inference: encoders cast once to the compute dtype, no gradients.
@@ -222,7 +244,7 @@ class ActorCritic(nn.Module):
         with torch.no_grad():
             for name, tensor in self.state_dict().items():
                 tensor.copy_(weights[name])
-        self._packed_heads = None
+        self._acting = None
         for layer in packable(self):
             layer.repack()
 

@@ -215,8 +215,11 @@ class Acting:
             library.ADDRESS, _threads(images),
         )  # fmt: skip
 
-    def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        out = self._like.new_empty(self._size)
+    def room(self) -> torch.Tensor:
+        return self._like.new_empty(self._size)
+
+    def __call__(self, images: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+        """Fills and returns `out`; images are such as were packed for, and contiguous."""
         self._layers[-1].outputs = out.data_ptr()
         self._call(images)
         return out
@@ -301,7 +304,8 @@ def _name(function: str, dtype: torch.dtype) -> str:
 def convolve(images: torch.Tensor, chain: Chain) -> torch.Tensor:
     """What `Convolutions` gives, without a gradient, of contiguous images."""
     _check_images(images, chain)
-    return chain.acting(len(images))(images)
+    acting = chain.acting(len(images))
+    return acting(images, acting.room())
 
 
 def convolve_to_learn(

@@ -34,13 +34,18 @@ class Packed:
         return self._calls[key]
 
     def choice(self, rows: int) -> library.Prepared:
-        """To be called with what `act` takes and gives."""
+        """To be called with features, noise and `room_for_choice`."""
         if (rows,) not in self._calls:
             self._calls[rows,] = library.Prepared(
                 "act", library.ADDRESS, rows, self.inputs, self.outputs - 1, self.panels,
                 *[library.ADDRESS] * 4,
             )  # fmt: skip
         return self._calls[rows,]
+
+    def room_for_choice(self, rows: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """For actions, log-probabilities and values."""
+        new = self.panels.new_empty
+        return new(rows, dtype=torch.int64), new(rows), new(rows)
 
 
 def pack(weight: torch.Tensor, bias: torch.Tensor) -> Packed:
@@ -72,7 +77,6 @@ def act(
     assert features.dtype == noise.dtype == torch.float32 and len(features) == rows
     assert features.shape[1] == packed.inputs and packed.outputs == actions + 1
     features, noise = features.contiguous(), noise.contiguous()
-    taken = noise.new_empty(rows, dtype=torch.int64)
-    log_probs, values = noise.new_empty(rows), noise.new_empty(rows)
-    packed.choice(rows)(features, noise, taken, log_probs, values)
-    return taken, log_probs, values
+    chosen = packed.room_for_choice(rows)
+    packed.choice(rows)(features, noise, *chosen)
+    return chosen

@@ -79,12 +79,14 @@ class Prepared:
     """A function of the library with arguments that are converted once, to be called often.
 
     Those given as `ADDRESS` are tensors that come with each call, in their order; `returns` is the
-    C type of the result. To convert a dozen takes as long as a small layer.
+    C type of the result. To convert a dozen takes as long as a small layer. The others are kept
+    alive.
     """
 
     def __init__(self, name: str, *arguments: Any, returns: Any = None) -> None:
         self._function = load()[name]  # one of its own, as its type is set
         self._function.restype = returns
+        self._kept = arguments
         self._arguments = [_converted(argument) for argument in arguments]
         pairs = zip(arguments, self._arguments, strict=True)
         self._addresses = [place for argument, place in pairs if argument is ADDRESS]
