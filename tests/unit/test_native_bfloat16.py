@@ -211,6 +211,12 @@ def test_networks_learn_and_act_as_those_of_torch(unit, encoder, count):
         with torch.inference_mode():
             for ours, theirs in zip(acting(frames), native(frames), strict=True):
                 torch.testing.assert_close(ours, theirs, rtol=0.01, atol=0.01)
+            policy, values = acting(frames)
+            noise = acting.head.draw_noise((count,), torch.Generator().manual_seed(1))
+            actions, log_probs, its_values = acting.act(frames, noise)
+        torch.testing.assert_close(its_values, values, rtol=1e-4, atol=1e-4)
+        chosen = policy.gather(1, actions[:, None])[:, 0]
+        torch.testing.assert_close(log_probs, chosen, rtol=1e-4, atol=1e-4)
         with torch.no_grad():
             for p in native.parameters():
                 p.add_(0.01)

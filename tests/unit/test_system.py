@@ -3,10 +3,11 @@
 import os
 import subprocess
 import sys
+import time
 
 import pytest
 
-from rl_bench import system
+from rl_bench import monitor, system
 from rl_bench.monitor import ResourceMonitor
 
 
@@ -125,6 +126,30 @@ def test_monitor_counts_children_also_after_they_ended():
     monitor.sample()
     assert monitor.cpu_seconds >= spent
     monitor.stop()
+
+
+def test_memory_is_looked_up_when_a_resident_size_has_changed(monkeypatch):
+    # Breaks when: pages are walked at every sample, or what has grown or come is not noticed.
+    sizes, walks = {"a": 1.0, "b": 2.0}, []
+    monkeypatch.setattr(monitor, "resident_memory_gb", sizes.__getitem__)
+    monkeypatch.setattr(
+        monitor, "proportional_memory_gb", lambda name: walks.append(name) or sizes[name] / 2
+    )
+    memory = monitor.ProportionalMemory()
+    assert memory.of(["a", "b"]) == {"a": 0.5, "b": 1.0}
+    sizes["a"] += memory.TOLERANCE_GB / 2
+    assert memory.of(["a", "b"]) == {"a": 0.5, "b": 1.0}
+    assert walks == ["a", "b"]
+    sizes["a"] += memory.TOLERANCE_GB
+    assert memory.of(["a", "b"])["a"] == pytest.approx(sizes["a"] / 2)
+    sizes["c"] = 0.5
+    assert memory.of(["a", "b", "c"])["c"] == 0.25
+    assert memory.of(["a", "b"]).keys() == {"a", "b"}
+    walks.clear()
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now + memory.MOST_SECONDS + 1)
+    memory.of(["a", "b"])
+    assert walks == ["a", "b"], "it was old"
 
 
 def test_host_facts_hold_no_environment(monkeypatch):
