@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from rl_bench.native import convolution, dense
+from rl_bench.native.geometry import Kind, fits
 
 NO_DILATION = [1, 1]
 
@@ -112,7 +113,7 @@ def _convolve_natively(x: torch.Tensor, links: Sequence[Link], dtype: torch.dtyp
 
 def _kinds_kernels_and_biases(
     links: Sequence[Link],
-) -> tuple[list[convolution.Kind], list[torch.Tensor], list[torch.Tensor]]:
+) -> tuple[list[Kind], list[torch.Tensor], list[torch.Tensor]]:
     kinds = [kind for _, kind in links]
     kernels = [conv.weight for conv, _ in links]
     biases = [conv.bias for conv, _ in links if conv.bias is not None]
@@ -130,12 +131,12 @@ class Conv(nn.Conv2d):
         return self._convolve(x, self.weight, self.stride, relu)
 
     def link(self, **around: bool) -> Link:
-        """This layer for `convolve`, with what surrounds it, by names of `convolution.Kind`."""
-        return self, convolution.Kind(self.stride[0], int(self.padding[0]), **around)
+        """This layer for `convolve`, with what surrounds it, by names of `Kind`."""
+        return self, Kind(self.stride[0], int(self.padding[0]), **around)
 
     def use_native(self) -> None:
         """From now on `convolve` has it computed by `rl_bench.native`, if that has such a layer."""
-        self.native = convolution.fits(
+        self.native = fits(
             channels=self.in_channels,
             out_channels=self.out_channels,
             kernel=self.kernel_size[0],
@@ -166,7 +167,7 @@ class Conv(nn.Conv2d):
         self._packed = None
 
 
-Link = tuple[Conv, convolution.Kind]
+Link = tuple[Conv, Kind]
 
 
 class PixelConv(Conv):

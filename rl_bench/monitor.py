@@ -32,7 +32,7 @@ class ProportionalMemory:
     by what processes outside of the run share with it.
     """
 
-    TOLERANCE_GB, MOST_SECONDS = 0.001, 10.0
+    TOLERANCE_GB, MOST_SECONDS = 0.005, 10.0
 
     def __init__(self) -> None:
         self._resident: dict[psutil.Process, float] = {}

@@ -92,8 +92,7 @@ class Learner:
     def _step(self, index: torch.Tensor) -> Metrics:
         self.net.zero_grad(set_to_none=True)
         metrics = self.gradient.of(index)
-        loss = torch.tensor(metrics["train/loss"])
-        require_finite(loss, what="the loss", update=self.updates)
+        require_finite(metrics["train/loss"], what="the loss", update=self.updates)
         grad_norm = clip_and_step(
             optimiser=self.optimiser, max_grad_norm=self.max_grad_norm, update=self.updates
         )

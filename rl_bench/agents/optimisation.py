@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from rl_bench.agents.optimisers import Optimiser
@@ -22,13 +24,13 @@ def clip_and_step(*, optimiser: Optimiser, max_grad_norm: float, update: int) ->
     Raises: TrainingError when the gradient is not finite; the weights are as they were then.
     """
     norm = optimiser.step(max_grad_norm=max_grad_norm)
-    require_finite(torch.tensor(norm), what="the gradient", update=update)
+    require_finite(norm, what="the gradient", update=update)
     return norm
 
 
-def require_finite(value: torch.Tensor, *, what: str, update: int) -> None:
+def require_finite(value: torch.Tensor | float, *, what: str, update: int) -> None:
     """Raises: TrainingError, naming the update, on NaN or infinity."""
-    if not torch.isfinite(value).all():
+    if not (math.isfinite(value) if isinstance(value, float) else torch.isfinite(value).all()):
         raise TrainingError(
             f"update {update}: {what} is NaN or infinite; training stopped, the last checkpoint "
             "is good. Try a lower --learning-rate with --resume auto"

@@ -43,7 +43,8 @@ def step(
     rows = list(zip(values, gradients, first_moments, second_moments, strict=True))
     for row in rows:
         assert all(t.dtype == torch.float32 and t.shape == row[0].shape for t in row)
-        assert len({_order(t) for t in row}) == 1, [t.stride() for t in row]
+        strides = {t.stride() for t in row}
+        assert len(strides) == 1 or len({_order(t) for t in row}) == 1, strides
     structs = (Parameter * len(rows))(
         *(Parameter(*(t.data_ptr() for t in row), row[0].numel()) for row in rows)
     )

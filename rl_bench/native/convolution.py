@@ -11,6 +11,7 @@ layers, after taking `stride` × `stride` pixels for one cell.
 from __future__ import annotations
 
 import ctypes
+import functools
 import itertools
 import math
 from collections.abc import Sequence
@@ -21,23 +22,10 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from rl_bench.native import library
+from rl_bench.native.geometry import LANES, Form, Geometry, Kind, forms_of
 
-KERNELS = (2, 3)  # sizes in cells
-LANES = 16  # channels are handled by the vector; the widest has 16 floats
 GROUP = 32  # images whose activations lie together in bfloat16; as in `blocks.h`
 COMPUTED_BY = {torch.float32: "winograd", torch.bfloat16: "bf16"}  # what names in C++ begin with
-
-
-class Geometry(ctypes.Structure):
-    """As in `arguments.h`."""
-
-    _fields_ = [
-        (name, ctypes.c_int32)
-        for name in (
-            "height", "width", "channels", "step", "padding", "kernel",
-            "out_height", "out_width", "out_channels", "bytes", "rectified", "pooled",
-        )
-    ]  # fmt: skip
 
 
 class Layer(ctypes.Structure):
@@ -52,30 +40,6 @@ class Layer(ctypes.Structure):
             for name in ("u", "u_transposed", "bias", "outputs", "winners", "dkernel", "dbias")
         ),
     ]
-
-
-def fits(
-    *, channels: int, out_channels: int, kernel: int, stride: int, padding: int, first: bool
-) -> bool:
-    """Whether there is such a layer here; the `first` one needs no gradient of its input."""
-    cells = kernel / stride in KERNELS and padding < (kernel if stride == 1 else 1)
-    return cells and out_channels % LANES == 0 and (first or channels % LANES == 0)
-
-
-@dataclass(frozen=True)
-class Kind:
-    """What a kernel does not say of its layer.
-
-    `rectified` puts a ReLU before it, `relu` behind; `residual` adds to its outputs what the layer
-    before it takes, `pooled` takes of them the largest of 3 × 3 around every second pixel.
-    """
-
-    stride: int
-    padding: int
-    relu: bool = False
-    rectified: bool = False
-    residual: bool = False
-    pooled: bool = False
 
 
 class Convolutions(torch.autograd.Function):
@@ -117,7 +81,7 @@ class Convolutions(torch.autograd.Function):
             dimages = torch.empty_like(images)
         needed = [dimages is not None] + [True] * (len(kernels) - 1)
         turned = [
-            _pack_kernel(form.geometry, kernel, ctx.dtype, turned=True) if wanted else None
+            _pack_kernel(form, kernel, ctx.dtype, turned=True) if wanted else None
             for form, kernel, wanted in zip(ctx.forms, kernels, needed, strict=True)
         ]
         dkernels = [torch.empty_like(k, memory_format=torch.channels_last) for k in kernels]
@@ -132,22 +96,6 @@ class Convolutions(torch.autograd.Function):
         )  # fmt: skip
         parameters = itertools.chain.from_iterable(zip(dkernels, dbiases, strict=True))
         return dimages, None, None, *parameters
-
-
-@dataclass(frozen=True)
-class Form:
-    """A layer for images of one size."""
-
-    geometry: Geometry
-    relu: bool
-    residual: bool
-
-    def size(self) -> tuple[int, int, int]:
-        """Of an image for the next layer: height, width, channels."""
-        g = self.geometry
-        sides = (g.out_height, g.out_width)
-        height, width = (math.ceil(n / 2) if g.pooled else n for n in sides)
-        return height, width, g.out_channels
 
 
 @dataclass(frozen=True)
@@ -234,67 +182,32 @@ def pack(
 ) -> Chain:
     """Layers for images [N, H, W, C] of this kind, height and width, however many."""
     assert images.dtype in (torch.uint8, dtype)
-    _check(kinds)
-    layers: list[Packed] = []
-    taken: list[tuple[int, ...]] = []  # the sizes of what each layer takes
-    size, as_bytes = tuple(images.shape[1:]), images.dtype == torch.uint8
-    for kind, kernel, bias in zip(kinds, kernels, biases, strict=True):
-        taken.append(size)
-        geometry = _geometry(size, kernel, kind, as_bytes=as_bytes)
-        u = _pack_kernel(geometry, kernel, dtype)
-        form = Form(geometry, kind.relu, kind.residual)
-        layers.append(Packed(form, u, bias.detach().contiguous()))
-        size, as_bytes = form.size(), False
-        assert not kind.residual or size == taken[-2], (size, taken)
-    return Chain(layers)
-
-
-def _check(kinds: Sequence[Kind]) -> None:
-    """That C++ has the gradients of what surrounds these layers."""
-    assert not kinds[0].rectified
-    for index, kind in enumerate(kinds):
-        assert not (kind.relu and kind.pooled)
-        if kind.residual:
-            assert index >= 2 and not (kind.relu or kind.pooled or kinds[index - 2].relu)
-
-
-def _geometry(
-    size: tuple[int, ...], kernel: torch.Tensor, kind: Kind, *, as_bytes: bool
-) -> Geometry:
-    height, width, channels = size
-    out_channels, of_channels, side, _ = kernel.shape
-    assert of_channels == channels, (kernel.shape, size)
-    assert fits(
-        channels=channels, out_channels=out_channels, kernel=side, stride=kind.stride,
-        padding=kind.padding, first=True,
+    forms = forms_of(
+        tuple(images.shape[1:]), tuple(kernel.shape for kernel in kernels), tuple(kinds),
+        as_bytes=images.dtype == torch.uint8,
     )  # fmt: skip
-    assert min(height, width) + 2 * kind.padding >= side, (kernel.shape, size)
-    return Geometry(
-        height=height,
-        width=width,
-        channels=channels,
-        step=kind.stride,
-        padding=kind.padding,
-        kernel=side // kind.stride,
-        out_height=(height + 2 * kind.padding - side) // kind.stride + 1,
-        out_width=(width + 2 * kind.padding - side) // kind.stride + 1,
-        out_channels=out_channels,
-        bytes=as_bytes,
-        rectified=kind.rectified,
-        pooled=kind.pooled,
-    )
+    return Chain([
+        Packed(form, _pack_kernel(form, kernel, dtype), bias.detach().contiguous())
+        for form, kernel, bias in zip(forms, kernels, biases, strict=True)
+    ])  # fmt: skip
 
 
 def _pack_kernel(
-    geometry: Geometry, kernel: torch.Tensor, dtype: torch.dtype, *, turned: bool = False
+    form: Form, kernel: torch.Tensor, dtype: torch.dtype, *, turned: bool = False
 ) -> torch.Tensor:
     """U, or `turned` with channels and filters exchanged, which gradients of images need."""
     assert kernel.dtype == torch.float32
     kernel = kernel.detach().contiguous(memory_format=torch.channels_last)
-    size = getattr(library.load(), _name("packed_size", dtype))(ctypes.byref(geometry))
-    u = kernel.new_empty(size, dtype=dtype)
-    library.call(_name("pack_kernel", dtype), geometry, kernel, u, turned, torch.get_num_threads())
+    u = kernel.new_empty(_packed_size(form, dtype), dtype=dtype)
+    name, threads = _name("pack_kernel", dtype), torch.get_num_threads()
+    library.call(name, form.geometry, kernel, u, turned, threads)
     return u
+
+
+@functools.cache
+def _packed_size(form: Form, dtype: torch.dtype) -> int:
+    size: int = library.call(_name("packed_size", dtype), form.geometry, returns=ctypes.c_int32)
+    return size
 
 
 def _name(function: str, dtype: torch.dtype) -> str:

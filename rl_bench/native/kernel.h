@@ -8,23 +8,24 @@ namespace {
 
 // Where a float or a vector lies: in the kernel, of the first tap, and in the matrix of each point.
 struct Places {
-    size_t tap, matrix;
+    size_t tap;
+    int filter, channel;  // of a cell's
 };
 
-// Taps that become channels of a cell, filter by filter of some of them: calls `vector(places)` for whole
-// vectors and `single(places)` for the rest. Matrices are [O, row].
+// Taps that become channels of a cell, of some filters: calls `vector(places)` for whole vectors and
+// `single(places)` for the rest, panel by panel, as so many points' matrices are written at the same time.
 template <typename Vector, typename Single>
-INLINE void along_channels(const Plan& p, int first, int last, int row, Vector vector,
-                           Single single) {
+INLINE void along_channels(const Plan& p, int first, int last, Vector vector, Single single) {
     const int segment = p.step * p.channels, size = p.kernel * p.step;
-    for (int o = first; o < last; ++o)
-        for (int part = 0; part < p.step; ++part) {
-            const size_t tap = ((size_t)o * size + part) * size * p.channels;
-            const size_t place = (size_t)o * row + part * segment;
-            int e = 0;
-            for (; e + W <= segment; e += W) vector({tap + e, place + e});
-            for (; e < segment; ++e) single({tap + e, place + e});
-        }
+    for (int part = 0; part < p.step; ++part)
+        for (int start = 0; start < segment; start += PANEL)
+            for (int o = first; o < last; ++o) {
+                const size_t tap = ((size_t)o * size + part) * size * p.channels;
+                const int stop = std::min(start + PANEL, segment);
+                int e = start;
+                for (; e + W <= stop; e += W) vector({tap + e, o, part * segment + e});
+                for (; e < stop; ++e) single({tap + e, o, part * segment + e});
+            }
 }
 
 // Where tap (i, j) of a cell's lies, from the first one on.
@@ -66,11 +67,11 @@ template <int R>
 void transform_kernel(const Plan& p, int first, int last, const float* kernel, float scale,
                       float* u_transposed) {
     const auto some = [&](auto kind, Places at) {
-        const size_t to = panel_at(at.matrix / p.depth, at.matrix % p.depth, p.out_channels, p.depth);
+        const size_t to = panel_at(at.filter, at.channel, p.out_channels, p.depth);
         transform_taps<R, decltype(kind)>(p, kernel + at.tap, 1, scale, u_transposed + to);
     };
     along_channels(
-        p, first, last, p.depth, [&](Places at) { some(Vec{}, at); },
+        p, first, last, [&](Places at) { some(Vec{}, at); },
         [&](Places at) { some(0.0f, at); });
 }
 
@@ -78,11 +79,13 @@ void transform_kernel(const Plan& p, int first, int last, const float* kernel, f
 template <int R>
 void turn_kernel(const Plan& p, int first, int last, const float* kernel, float scale, float* u) {
     const int segment = p.step * p.channels, size = p.kernel * p.step, width = p.out_channels;
-    for (int d = first; d < last; ++d) {
-        const float* taps = kernel + (size_t)(d / segment * size * p.channels + d % segment) * width;
-        for (int o = 0; o < width; o += W)
-            transform_taps<R, Vec>(p, taps + o, width, scale, u + panel_at(d, o, p.depth, width));
-    }
+    for (int start = 0; start < width; start += PANEL)
+        for (int d = first; d < last; ++d) {
+            const size_t tap = (size_t)(d / segment * size * p.channels + d % segment) * width;
+            for (int o = start; o < std::min(start + PANEL, width); o += W)
+                transform_taps<R, Vec>(p, kernel + tap + o, width, scale,
+                                       u + panel_at(d, o, p.depth, width));
+        }
 }
 
 // The transpose: gradient of U, as [points, O, lanes], the sum of all threads', which lie `apart` → gradient
@@ -93,12 +96,12 @@ void untransform_kernel(const Plan& p, int first, int last, const float* du_tran
     constexpr int T = Minimal<R>::T;
     const size_t plane = plane_of(p.out_channels, p.lanes);
     const auto some = [&](auto kind, Places at) {
+        const size_t from = (size_t)at.filter * p.lanes + at.channel;
         decltype(kind) x[T][T] = {};
         for (int thread = 0; thread < threads; ++thread)
             for (int i = 0; i < T; ++i)
                 for (int j = 0; j < T; ++j)
-                    x[i][j] += loaded(du_transposed + thread * apart + (T * i + j) * plane +
-                                          at.matrix,
+                    x[i][j] += loaded(du_transposed + thread * apart + (T * i + j) * plane + from,
                                       kind);
         both_ways<Minimal<R>::template from_kernel<decltype(kind)>>(x);
         for (int i = 0; i < R; ++i)
@@ -106,7 +109,7 @@ void untransform_kernel(const Plan& p, int first, int last, const float* du_tran
                 stored(dkernel + at.tap + tap_at(p, i, j), scale * x[i][j]);
     };
     along_channels(
-        p, first, last, p.lanes, [&](Places at) { some(Vec{}, at); },
+        p, first, last, [&](Places at) { some(Vec{}, at); },
         [&](Places at) { some(0.0f, at); });
 }
 

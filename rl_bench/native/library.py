@@ -84,8 +84,7 @@ class Prepared:
     """
 
     def __init__(self, name: str, *arguments: Any, returns: Any = None) -> None:
-        self._function = load()[name]  # one of its own, as its type is set
-        self._function.restype = returns
+        self._function = _function(name, returns)
         self._kept = arguments
         self._arguments = [_converted(argument) for argument in arguments]
         pairs = zip(arguments, self._arguments, strict=True)
@@ -99,6 +98,13 @@ class Prepared:
 
 
 ADDRESS = object()
+
+
+@functools.cache
+def _function(name: str, returns: Any) -> Any:
+    function = load()[name]  # one of its own, as its type is set
+    function.restype = returns
+    return function
 
 
 def call(name: str, *arguments: Any, returns: Any = None) -> Any:

@@ -16,6 +16,7 @@ from rl_bench.errors import ConfigError
 from rl_bench.heads import CategoricalHead
 from rl_bench.layers import Conv, packable
 from rl_bench.native import convolution, dense, library
+from rl_bench.native.geometry import Kind
 from rl_bench.nets import ActorCritic
 
 FRAMES = Box(0, 255, (64, 64, 3), np.uint8)
@@ -99,7 +100,7 @@ def test_outputs_and_gradients_are_those_of_the_definition(name, relu, threads, 
     torch.set_num_threads(threads)
     images, weight, bias, stride, padding = make_layer(name, count)
     first = images.shape[-1] % 16 != 0
-    kinds = [convolution.Kind(stride, padding, relu)]
+    kinds = [Kind(stride, padding, relu)]
     inputs, expected = define(images, kinds, [weight, bias])
     leaves = [weight.requires_grad_(), bias.requires_grad_()]
     if not first:
@@ -119,15 +120,15 @@ def test_outputs_and_gradients_are_those_of_the_definition(name, relu, threads, 
 
 def cell(**around):
     """A convolution of 3 × 3 pixels that leaves images as large as they are."""
-    return convolution.Kind(1, 1, **around)
+    return Kind(1, 1, **around)
 
 
 BLOCK = [cell(rectified=True, relu=True), cell(residual=True)]
 # side, channels, filters, their size and what surrounds them
 CHAINS = {
     "nature": (64, 3, [
-        (32, 8, convolution.Kind(4, 0, relu=True)), (64, 4, convolution.Kind(2, 0, relu=True)),
-        (64, 3, convolution.Kind(1, 0, relu=True)),
+        (32, 8, Kind(4, 0, relu=True)), (64, 4, Kind(2, 0, relu=True)),
+        (64, 3, Kind(1, 0, relu=True)),
     ]),
     "first stage": (64, 3, [(16, 3, kind) for kind in (cell(pooled=True), *BLOCK)]),
     "stage": (16, 16, [(32, 3, kind) for kind in (cell(pooled=True), *BLOCK, *BLOCK)]),
@@ -135,7 +136,7 @@ CHAINS = {
     "frames of odd side": (13, 3, [(32, 3, kind) for kind in (cell(pooled=True), *BLOCK)]),
     "images in parts": (42, 16, [(16, 3, kind) for kind in (cell(), *BLOCK)]),
     "large images": (33, 16, [
-        (32, 3, cell()), (16, 4, convolution.Kind(2, 0, relu=True, rectified=True)),
+        (32, 3, cell()), (16, 4, Kind(2, 0, relu=True, rectified=True)),
     ]),
     "pool alone": (5, 16, [(16, 3, cell(pooled=True))]),
     "pool of a pixel": (1, 16, [(16, 3, cell(pooled=True))]),
@@ -212,7 +213,7 @@ def test_what_has_no_gradient_here_is_refused(name):
 
 
 def pack(images, weight, bias, stride, padding):
-    kind = convolution.Kind(stride, padding, True)
+    kind = Kind(stride, padding, True)
     return convolution.pack(images, [kind], [weight], [bias], torch.float32)
 
 

@@ -16,6 +16,7 @@ from gymnasium.spaces import Discrete
 
 from rl_bench import system
 from rl_bench.native import convolution, library
+from rl_bench.native.geometry import Kind
 from rl_bench.nets import ActorCritic
 from tests.unit.test_native import (
     CHAINS,
@@ -97,7 +98,7 @@ def test_outputs_and_gradients_are_those_of_the_definition(unit, name, relu, cou
     torch.set_num_threads(2 if count > 32 else 1)
     images, weight, bias, stride, padding = make_layer(name, count)
     images = images if images.dtype == torch.uint8 else images.to(BF16)
-    kinds, ours = [convolution.Kind(stride, padding, relu)], [weight, bias]
+    kinds, ours = [Kind(stride, padding, relu)], [weight, bias]
     leaves, expected = define_rounded(images, kinds, ours)
     ours = [p.requires_grad_() for p in ours]
     first = images.shape[-1] % 16 != 0
@@ -168,9 +169,7 @@ def test_an_image_is_the_same_in_any_company(unit, name):
     torch.set_num_threads(2)  # for few images, groups of 16
     images, weight, bias, stride, padding = make_layer(name, 37)
     images = images if images.dtype == torch.uint8 else images.to(BF16)
-    packed = convolution.pack(
-        images, [convolution.Kind(stride, padding, True)], [weight], [bias], BF16
-    )
+    packed = convolution.pack(images, [Kind(stride, padding, True)], [weight], [bias], BF16)
     together = convolution.convolve(images, packed)
     for few in (slice(0, 1), slice(3, 8), slice(20, 37)):
         assert torch.equal(convolution.convolve(images[few].contiguous(), packed), together[few])
@@ -181,7 +180,7 @@ def test_what_is_not_a_number_stays(unit, sign):
     images, weight, bias, stride, padding = make_layer("nature-3", 2)
     images[1, 2, 2, 0] = torch.copysign(torch.tensor(float("nan")), torch.tensor(sign))
     images = images.to(BF16)
-    kind = convolution.Kind(stride, padding, True)
+    kind = Kind(stride, padding, True)
     y = convolution.convolve(images, convolution.pack(images, [kind], [weight], [bias], BF16))
     assert y[0].isfinite().all() and y[1].isnan().any()
     kinds = [kind, cell(rectified=True)]
