@@ -44,8 +44,11 @@ class Acting:
         self._chosen = heads.room_for_choice(rows)
 
     def __call__(self, frames: torch.Tensor, noise: torch.Tensor) -> Choice:
-        assert frames.is_contiguous() and noise.is_contiguous()
-        assert noise.dtype == torch.float32 and noise.shape == self._noise_shape
+        assert (
+            noise.is_contiguous()
+            and noise.dtype == torch.float32
+            and noise.shape == self._noise_shape
+        )
         x = frames
         for chain, out in self._stages:
             x = chain(x, out)

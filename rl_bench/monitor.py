@@ -28,15 +28,19 @@ class ProportionalMemory:
     """In GB by process, looked up again only when a resident size has changed, or it is old.
 
     The kernel walks all pages for it, 20 ms for a process of torch and Procgen (which was 2 to 3 %
-    of two cores), and gives resident sizes at once. Without a change of these it can only change
-    by what processes outside of the run share with it.
+    of two cores), and gives resident sizes at once. Without a change of these it changes where
+    processes write to pages that they shared, or by what others share with them.
     """
 
-    TOLERANCE_GB, MOST_SECONDS = 0.005, 10.0
+    TOLERANCE_GB, MOST_SECONDS = 0.005, 5.0
 
     def __init__(self) -> None:
         self._resident: dict[psutil.Process, float] = {}
         self._found: dict[psutil.Process, float] = {}
+        self._found_at = -math.inf
+
+    def forget(self) -> None:
+        """The next sample is looked up."""
         self._found_at = -math.inf
 
     def of(self, processes: list[psutil.Process]) -> dict[psutil.Process, float]:
@@ -94,6 +98,7 @@ class ResourceMonitor:
         if self._thread is not None:
             self._thread.join(timeout=5.0)
             self._thread = None
+            self._memory.forget()
             self.sample()
             self._cpu_at_stop = self._cpu_now()
 

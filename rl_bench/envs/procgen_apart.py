@@ -25,6 +25,7 @@ class Apart:
     """
 
     def __init__(self, together: ProcgenGym3Env) -> None:
+        self._handles: list[Any] = []
         self._together = together  # whose arrays these environments read and write
         self._ffi, self._library = together._ffi, together._c_lib
         states = together.get_state()
@@ -78,6 +79,9 @@ class Apart:
             self._library.set_state(handle, 0, state, len(state))
 
     def close(self) -> None:
-        for handle in self._handles:
+        handles, self._handles = self._handles, []
+        for handle in handles:
             self._library.libenv_close(handle)
-        self._handles = []
+
+    def __del__(self) -> None:  # as gym3's
+        self.close()

@@ -102,8 +102,8 @@ class Convolutions(torch.autograd.Function):
 class Packed:
     """A layer whose kernel has the form that products need it in.
 
-    u is [points, stride² · C, O] with some room after each point's matrix, of a first layer of
-    stride 1 [K, K · C, O], or in bfloat16
+    u is [points, stride² · C, O] in panels of filters with some room after each point's matrix, of
+    a first layer of stride 1 [K, K · C, O], or in bfloat16
     [O / 16, taps, C / 2, 16, 2], a tap being a pixel under the kernel (of frames, with few
     channels, a row of them, padded to a multiple of 32). Its dtype is what the layer computes in.
     """
@@ -156,7 +156,9 @@ class Acting:
     """A chain for so many images, made ready once, as that takes longer than small layers."""
 
     def __init__(self, chain: Chain, images: int) -> None:
-        self._layers, last = chain.make_structs(), chain.layers[-1]
+        self._kept, last = chain.layers, chain.layers[-1]  # whose addresses C++ is given
+        self._layers = chain.make_structs()
+        self._images = chain.layers[0].form.geometry
         self._size, self._like = (images, *last.form.size()), last.u
         self._call = library.Prepared(
             _name("convolve", last.u.dtype), self._layers, len(self._layers), images,
@@ -168,6 +170,9 @@ class Acting:
 
     def __call__(self, images: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
         """Fills and returns `out`; images are such as were packed for, and contiguous."""
+        first = self._images
+        assert images.shape == (self._size[0], first.height, first.width, first.channels)
+        assert (images.dtype == torch.uint8) == first.bytes and images.is_contiguous()
         self._layers[-1].outputs = out.data_ptr()
         self._call(images)
         return out

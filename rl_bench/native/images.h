@@ -83,7 +83,7 @@ INLINE void for_tiles(const Plan& p, const Part& part, const Cells<Pixel>& cells
     }
 }
 
-// The tiles of one image's cells, transformed, into V [points, rows, lanes].
+// The tiles of one image's cells, transformed, into V [points, rows, lanes], rows `row` apart.
 template <int R, bool RECTIFIED, typename Pixel>
 void transform_inputs(const Plan& p, const Part& part, const Cells<Pixel>& cells, float* v) {
     constexpr int T = Minimal<R>::T;

@@ -80,11 +80,11 @@ class Prepared:
 
     Those given as `ADDRESS` are tensors that come with each call, in their order; `returns` is the
     C type of the result. To convert a dozen takes as long as a small layer. The others are kept
-    alive.
+    alive. For one thread at a time, as the addresses are kept here meanwhile.
     """
 
     def __init__(self, name: str, *arguments: Any, returns: Any = None) -> None:
-        self._function = _function(name, returns)
+        self._function = _function(load(), name, returns)
         self._kept = arguments
         self._arguments = [_converted(argument) for argument in arguments]
         pairs = zip(arguments, self._arguments, strict=True)
@@ -101,8 +101,8 @@ ADDRESS = object()
 
 
 @functools.cache
-def _function(name: str, returns: Any) -> Any:
-    function = load()[name]  # one of its own, as its type is set
+def _function(library: ctypes.CDLL, name: str, returns: Any) -> Any:
+    function = library[name]  # one of its own, as its type is set
     function.restype = returns
     return function
 

@@ -65,8 +65,8 @@ extern "C" int32_t winograd_packed_size(const Geometry* geometry) {
     return p.direct ? p.weights() : p.points * plane_of(p.depth, p.out_channels);
 }
 
-// U [points, depth, O] of a kernel or, `turned`, the same as [points, O, depth], which gradients of images
-// need, both in panels (matmul.h). Of a first layer of stride 1 [rows, side · channels, O]; its images have no gradient.
+// U [points, depth, O] of a kernel or, `turned`, the same as [points, O, depth], which gradients of
+// images need; both in panels (matmul.h). Of a first layer of stride 1 [rows, side · channels, O]; its images have no gradient.
 extern "C" void winograd_pack_kernel(const Geometry* geometry, const float* kernel, float* u, int32_t turned,
                             int32_t threads) {
     const Plan p(*geometry);

@@ -82,7 +82,7 @@ class RolloutWorker:
         for t, of_step in enumerate(noise.unbind()):
             actions = self._act(obs[t], of_step, t, rows)
             step = self._step(actions)
-            obs[t + 1].copy_(torch.from_numpy(step.obs))  # frames of many environments in threads
+            obs[t + 1].copy_(torch.from_numpy(step.obs))  # torch copies with several threads
             self._record(t, step, rows)
         self.obs = rows["obs"][-1].copy()
         self._require_finite(out)

@@ -7,7 +7,10 @@ import pytest
 import torch
 from gymnasium.spaces import Box, Discrete
 
-from rl_bench.config import EnvConfig
+from rl_bench import system
+from rl_bench.benchmark import build
+from rl_bench.benchmark.mode import Mode
+from rl_bench.config import Config, EnvConfig
 from rl_bench.envs import check_env, make_vector_env, procgen
 from rl_bench.errors import ConfigError
 from rl_bench.native import library, stepping
@@ -98,8 +101,25 @@ def test_threads_do_not_change_procgen(threads):
     assert all(np.array_equal(a, b) for a, b in zip(steps, their_steps, strict=True))
     assert any(ended.any() for _, ended in steps), "no episode ended"
     assert list(alone.get_state()) == list(together.get_state())
-    together.close()
-    together.close()
+    for closed in (together._env, together._env, together, together):
+        closed.close()
+
+
+@pytest.mark.parametrize(("kernels", "threads"), [("native", 2), ("native", 1), ("torch", 2)])
+def test_a_run_has_torchs_threads_step_procgen_where_it_may(kernels, threads):
+    # Breaks when: a run does not say that it may use native code.
+    if library.why_missing():
+        pytest.skip(library.why_missing())
+    config = Config().replace(
+        hardware__kernels=kernels, hardware__precision="fp32", hardware__num_threads=threads,
+        training__num_envs=2, training__n_steps=8, training__batch_size=16,
+    )  # fmt: skip
+    mode = Mode("ppo", "sequential", "timesteps")
+    parts = build.build(config, mode, system.plan_one_process(threads))
+    (worker,) = parts.source.workers
+    is_apart = type(worker.env._env).__name__ == "Apart"
+    parts.close()
+    assert is_apart == (kernels == "native" and threads == 2)
 
 
 def test_torchs_threads_step_procgen(monkeypatch):

@@ -333,9 +333,14 @@ def test_networks_learn_and_act_as_those_of_torch(encoder):
             noise = acting.head.draw_noise((6,), torch.Generator().manual_seed(1))
             actions, *others = acting.act(frames, noise)
             expected, *theirs = plain.act(frames, noise)
-        assert torch.equal(actions, expected)
-        for mine, other in zip(others, theirs, strict=True):
-            torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-4)
+            assert torch.equal(actions, expected)
+            for mine, other in zip(others, theirs, strict=True):
+                torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-4)
+            kept = [x.clone() for x in (actions, *others)]
+            for some in (slice(1, 4), slice(0, 6)):  # of another number of rows in between
+                again = acting.act(frames[some].contiguous(), noise[some].contiguous())
+                for mine, before in zip(again, kept, strict=True):
+                    torch.testing.assert_close(mine, before[some], rtol=1e-5, atol=1e-5)
         with torch.no_grad():
             for p in plain.parameters():
                 p.add_(0.01)

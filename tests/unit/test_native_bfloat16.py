@@ -60,6 +60,12 @@ def unit(request, libraries, monkeypatch):
         monkeypatch.setattr(library, "_library", None)
     else:
         monkeypatch.setattr(library, "_library", libraries(request.param))
+    # Breaks when: functions of a library that was loaded before are called instead.
+    called = library.Prepared("bf16_convolve")._function
+    addresses = [
+        ctypes.cast(f, ctypes.c_void_p).value for f in (called, library.load().bf16_convolve)
+    ]
+    assert addresses[0] == addresses[1]
 
 
 class Rounded(torch.autograd.Function):
