@@ -41,6 +41,7 @@ LAYERS = {
     "grey": (64, 1, 8, 4, 0, 32, True),
     "odd side": (11, 16, 3, 1, 1, 32, False),
     "floats first": (13, 5, 3, 1, 0, 16, False),
+    "a panel and a half of AVX-512": (11, 48, 3, 1, 1, 80, False),
     "eight channels first": (13, 8, 3, 1, 1, 16, False),
     "more filters first": (13, 3, 3, 1, 1, 48, True),
 }
