@@ -18,11 +18,11 @@ Choice = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 class Acting:
-    """Frames → actions, log-probabilities and values, as `dense.act` gives them, for `rows` frames.
+    """Frames → actions, log-probabilities and values, as `dense.Packed.choice` gives them.
 
-    `stages` are native layers that are packed, as `last` is where it is native too; `rectified`
-    says whether a ReLU comes before that. `heads` are policy and value. It is good for as long as
-    the weights are, and what it returns until its next call.
+    For `rows` frames. `stages` are native layers that are packed, as `last` is where it is native
+    too; `rectified` says whether a ReLU comes before that. `heads` are policy and value. It is good
+    for as long as the weights are, and what it returns until its next call.
     """
 
     def __init__(

@@ -71,7 +71,8 @@ def _fingerprint() -> str:
 
     facts = [torch.__version__, os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper()]
     digest = hashlib.sha256("\n".join(facts).encode())
-    for name in ("trial.py", "layers.py", "nets.py", "native/convolution.py", "native/dense.py"):
+    native = [f"native/{name}.py" for name in ("convolution", "geometry", "dense", "library")]
+    for name in ("trial.py", "layers.py", "nets.py", *native):
         digest.update((HERE / name).read_bytes())
     return digest.hexdigest()[:8]
 

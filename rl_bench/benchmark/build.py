@@ -77,16 +77,10 @@ def build(
 
 
 def _in_this_process(config: Config, mode: Mode, plan: system.CpuPlan, resumes: int) -> Parts:
-    num_envs = config.training.num_envs
-    assert num_envs is not None
+    _, num_envs = trajectory_size(config)
     seeds = WorkerSeeds.of(config.env.seed, 0, resumes=resumes)
-    env = make_vector_env(
-        config.env,
-        num_envs,
-        seed=seeds.env,
-        num_threads=plan.env_threads,
-        native=config.hardware.kernels == "native",
-    )
+    threads, native = plan.env_threads, config.hardware.kernels == "native"
+    env = make_vector_env(config.env, num_envs, seed=seeds.env, num_threads=threads, native=native)
     net = make_net(config)
     worker = make_worker(config, env, net, seeds)
     agent = make_agent(net, config, mode)

@@ -158,7 +158,6 @@ class Acting:
     def __init__(self, chain: Chain, images: int) -> None:
         self._kept, last = chain.layers, chain.layers[-1]  # whose addresses C++ is given
         self._layers = chain.make_structs()
-        self._images = chain.layers[0].form.geometry
         self._size, self._like = (images, *last.form.size()), last.u
         self._call = library.Prepared(
             _name("convolve", last.u.dtype), self._layers, len(self._layers), images,
@@ -170,9 +169,8 @@ class Acting:
 
     def __call__(self, images: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
         """Fills and returns `out`; images are such as were packed for, and contiguous."""
-        first = self._images
-        assert images.shape == (self._size[0], first.height, first.width, first.channels)
-        assert (images.dtype == torch.uint8) == first.bytes and images.is_contiguous()
+        _check_images(images, self._kept)
+        assert len(images) == self._size[0]
         self._layers[-1].outputs = out.data_ptr()
         self._call(images)
         return out
@@ -221,7 +219,6 @@ def _name(function: str, dtype: torch.dtype) -> str:
 
 def convolve(images: torch.Tensor, chain: Chain) -> torch.Tensor:
     """What `Convolutions` gives, without a gradient, of contiguous images."""
-    _check_images(images, chain)
     acting = chain.acting(len(images))
     return acting(images, acting.room())
 
@@ -230,7 +227,7 @@ def convolve_to_learn(
     images: torch.Tensor, chain: Chain, **rooms: Sequence[torch.Tensor | None]
 ) -> torch.Tensor:
     """The same; `rooms` are for what is to be kept of each layer, by its name in `Layer`."""
-    _check_images(images, chain)
+    _check_images(images, chain.layers)
     out = chain.layers[-1].room_for(images)
     layers = chain.make_structs(**rooms)
     layers[-1].outputs = out.data_ptr()
@@ -241,8 +238,8 @@ def convolve_to_learn(
     return out
 
 
-def _check_images(images: torch.Tensor, chain: Chain) -> None:
-    first, dtype = chain.layers[0].form.geometry, chain.layers[-1].u.dtype
+def _check_images(images: torch.Tensor, layers: Sequence[Packed]) -> None:
+    first, dtype = layers[0].form.geometry, layers[-1].u.dtype
     assert images.shape[1:] == (first.height, first.width, first.channels)
     assert images.is_contiguous() and (images.dtype == torch.uint8) == first.bytes
     assert images.dtype in (torch.uint8, dtype), (images.dtype, dtype)

@@ -34,7 +34,10 @@ class Packed:
         return self._calls[key]
 
     def choice(self, rows: int) -> library.Prepared:
-        """To be called with features, noise and `room_for_choice`."""
+        """To be called with features [rows, I], Gumbel's noise [rows, A] and `room_for_choice`.
+
+        For a layer that gives A logits and, behind them, the value; without gradients.
+        """
         if (rows,) not in self._calls:
             self._calls[rows,] = library.Prepared(
                 "act", library.ADDRESS, rows, self.inputs, self.outputs - 1, self.panels,
@@ -43,7 +46,7 @@ class Packed:
         return self._calls[rows,]
 
     def room_for_choice(self, rows: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """For actions, log-probabilities and values."""
+        """For sampled actions, int64, their log-probabilities and values, [rows] each."""
         new = self.panels.new_empty
         return new(rows, dtype=torch.int64), new(rows), new(rows)
 
@@ -64,19 +67,3 @@ def apply(x: torch.Tensor, packed: Packed, *, relu: bool) -> torch.Tensor:
     x, out = x.contiguous(), x.new_empty(len(x), packed.outputs)
     packed.layer(len(x), relu=relu)(x, out)
     return out
-
-
-def act(
-    features: torch.Tensor, packed: Packed, noise: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Sampled actions [N] int64, their log-probabilities [N] and values [N], without gradients.
-
-    `packed` gives A logits and, behind them, the value; noise is [N, A], Gumbel's.
-    """
-    rows, actions = noise.shape
-    assert features.dtype == noise.dtype == torch.float32 and len(features) == rows
-    assert features.shape[1] == packed.inputs and packed.outputs == actions + 1
-    features, noise = features.contiguous(), noise.contiguous()
-    chosen = packed.room_for_choice(rows)
-    packed.choice(rows)(features, noise, *chosen)
-    return chosen
