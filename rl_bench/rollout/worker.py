@@ -77,12 +77,11 @@ class RolloutWorker:
         out.policy_version.fill_(self.version)
         # What is small is written through numpy, in a tenth of torch's time for it.
         rows = {name: tensor.numpy() for name, tensor in out.tensors().items()}
-        obs = out.obs.unbind()
-        obs[0].copy_(torch.from_numpy(self.obs))
-        for t, of_step in enumerate(noise.unbind()):
-            actions = self._act(obs[t], of_step, t, rows)
+        obs = out.obs[0].copy_(torch.from_numpy(self.obs))
+        for t in range(self.n_steps):
+            actions = self._act(obs, noise[t], t, rows)
             step = self._step(actions)
-            obs[t + 1].copy_(torch.from_numpy(step.obs))  # torch copies with several threads
+            obs = out.obs[t + 1].copy_(torch.from_numpy(step.obs))  # by several threads of torch
             self._record(t, step, rows)
         self.obs = rows["obs"][-1].copy()
         self._require_finite(out)
