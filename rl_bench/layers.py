@@ -22,6 +22,7 @@ from torch import nn
 
 from rl_bench.native import convolution, dense
 from rl_bench.native.geometry import Kind, fits
+from rl_bench.native.method import method_of
 
 NO_DILATION = [1, 1]
 
@@ -50,9 +51,9 @@ class Dense(nn.Linear):
     _packed: Any = None
 
     def forward(self, x: torch.Tensor, *, relu: bool = False) -> torch.Tensor:
-        if self.packs and self.native and x.dtype == torch.float32:
+        if self.packs and self.native and dense.computes(x.dtype):
             if self._packed is None:
-                self._packed = dense.pack(self.weight, self.bias)
+                self._packed = dense.pack(self.weight, self.bias, x.dtype)
             return dense.apply(x, self._packed, relu=relu)
         bias = self.bias.to(x.dtype)
         if not self.packs:
@@ -77,7 +78,7 @@ def convolve(x: torch.Tensor, *links: Link, dtype: torch.dtype) -> torch.Tensor:
     """Through convolutions and what surrounds them, → [N, O, H', W'] in channels-last memory.
 
     x is [N, C, H, W] in channels-last memory or, where a PixelConv comes first, frames
-    [N, H, W, C], which are computed in `dtype`.
+    [N, H, W, C]. Computed in `dtype`; in bfloat16 native layers may give float32.
     """
     assert len({conv.native for conv, _ in links}) == 1, "all of them are native, or none"
     if links[0][0].native:
@@ -97,17 +98,18 @@ def _convolve_natively(x: torch.Tensor, links: Sequence[Link], dtype: torch.dtyp
     first, _ = links[0]
     if not isinstance(first, PixelConv):
         x = x.permute(0, 2, 3, 1)
-    elif x.dtype != torch.uint8:  # bytes are taken as they are, and divided there
-        x = x.to(dtype)
+    method = method_of(dtype)
+    if x.dtype != torch.uint8:  # bytes are taken as they are, and divided there
+        x = x.to(method.values)
     if first.packs:
         x = x.contiguous()
         if first._packed is None:
-            first._packed = convolution.pack(x, *_kinds_kernels_and_biases(links), dtype)
+            first._packed = convolution.pack(x, *_kinds_kernels_and_biases(links), method)
         y = convolution.convolve(x, first._packed)
     else:
         kinds, kernels, biases = _kinds_kernels_and_biases(links)
         parameters = itertools.chain.from_iterable(zip(kernels, biases, strict=True))
-        y = convolution.Convolutions.apply(x, kinds, dtype, *parameters)
+        y = convolution.Convolutions.apply(x, kinds, method, *parameters)
     return y.permute(0, 3, 1, 2)
 
 

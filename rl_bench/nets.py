@@ -26,6 +26,7 @@ from rl_bench.errors import ConfigError
 from rl_bench.heads import CategoricalHead, make_head
 from rl_bench.layers import Conv, Dense, Link, PixelConv, can_pack, convolve, packable
 from rl_bench.native import dense
+from rl_bench.native.method import method_of
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -49,7 +50,7 @@ class ImageEncoder(nn.Module):
         for stage in self.stages:
             x = convolve(x, *stage, dtype=dtype)
         x = F.relu(x) if self.rectified else x
-        return self.dense(flatten_channels_last(x), relu=True)
+        return self.dense(flatten_channels_last(x).to(dtype), relu=True)
 
 
 class NatureEncoder(ImageEncoder):
@@ -199,7 +200,7 @@ class ActorCritic(nn.Module):
         """
         if self.has_native_losses:
             assert not self.training, "the weights of an acting copy change with load_weights only"
-            frames = obs if obs.dtype == torch.uint8 else obs.to(self.dtype)
+            frames = obs if obs.dtype == torch.uint8 else obs.to(method_of(self.dtype).values)
             return self._acting_on(frames)(frames, noise)
         policy, values = self(obs)
         actions = self.head.sample(policy, noise)
@@ -214,7 +215,7 @@ class ActorCritic(nn.Module):
             weight = torch.cat([self.head.dense.weight, self.value.weight])
             bias = torch.cat([self.head.dense.bias, self.value.bias])
             self._acting = kind, Acting(
-                self.encoder.stages, self.encoder.dense, dense.pack(weight, bias),
+                self.encoder.stages, self.encoder.dense, dense.pack(weight, bias, torch.float32),
                 rows=len(frames), rectified=self.encoder.rectified,
             )  # fmt: skip
         return self._acting[1]
@@ -230,7 +231,7 @@ class ActorCritic(nn.Module):
         packs = policy.value_encoder is None and can_pack()
         for encoder in (policy.encoder, policy.value_encoder):
             for layer in packable(encoder) if encoder is not None else ():
-                if isinstance(layer, Conv) and layer.native:
+                if layer.native and (isinstance(layer, Conv) or dense.computes(self.dtype)):
                     continue  # its weights are cast when they are packed
                 if self.dtype == torch.bfloat16:
                     layer.packs = packs

@@ -8,7 +8,8 @@ struct Geometry {
     int32_t height, width, channels;  // of an image
     int32_t step, padding, kernel;    // kernel in cells, 2 or 3
     int32_t out_height, out_width, out_channels;
-    int32_t bytes;  // whether the input is uint8 ; pixels then count as bytes / 255
+    int32_t bytes;  // whether the input is uint8; pixels then count as bytes / 255
+    int32_t halves;     // whether float32's products are taken of bfloat16
     int32_t rectified;  // whether a ReLU comes before the convolution
     int32_t pooled;     // whether a max-pool comes behind it (pool.h)
 

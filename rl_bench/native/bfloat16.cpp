@@ -1,5 +1,5 @@
 // Convolutions of channels-last images in bfloat16, as sums of products of small matrices, by the CPU's
-// matrix unit where it has one.
+// matrix unit. Where it has none, winograd.cpp is faster in bfloat16 too.
 //
 // Rows of the left matrices are images, columns of the right ones filters; a product is over the channels
 // of one pixel under the kernel, and each output is the sum over these pixels. For gradients of kernels the
@@ -52,6 +52,15 @@ void write_gradients(const Shape& s, const Layer<Bf16>& layer, const float* sums
 }
 
 }  // namespace
+
+// Whether the CPU has a matrix unit that this process may use.
+extern "C" int32_t bf16_has_tiles() {
+#ifdef HAS_TILES
+    return may_use_tiles();
+#else
+    return false;
+#endif
+}
 
 // The size of U and of its transpose, in values.
 extern "C" int32_t bf16_packed_size(const Geometry* geometry) { return Shape(*geometry).weights(); }

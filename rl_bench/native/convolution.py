@@ -23,9 +23,9 @@ from torch.autograd.function import once_differentiable
 
 from rl_bench.native import library
 from rl_bench.native.geometry import LANES, Form, Geometry, Kind, forms_of
+from rl_bench.native.method import TILES, Method
 
 GROUP = 32  # images whose activations lie together in bfloat16; as in `blocks.h`
-COMPUTED_BY = {torch.float32: "winograd", torch.bfloat16: "bf16"}  # what names in C++ begin with
 
 
 class Layer(ctypes.Structure):
@@ -43,10 +43,10 @@ class Layer(ctypes.Structure):
 
 
 class Convolutions(torch.autograd.Function):
-    """Images [N, H, W, C], through one layer after the other, → [N, H', W', O] of `dtype`.
+    """Images [N, H, W, C], through one layer after the other, → [N, H', W', O].
 
-    Each layer has a kernel [O, C, K, K] and a bias [O], float32. The images may be uint8; they then
-    count as divided by 255.
+    Each layer has a kernel [O, C, K, K] and a bias [O], float32; images and outputs are of the
+    method's dtype. The images may be uint8; they then count as divided by 255.
     """
 
     @staticmethod
@@ -54,16 +54,16 @@ class Convolutions(torch.autograd.Function):
         ctx: Any,
         images: torch.Tensor,
         kinds: Sequence[Kind],
-        dtype: torch.dtype,
+        method: Method,
         *kernels_and_biases: torch.Tensor,
     ) -> torch.Tensor:
         images = images.contiguous()
         kernels, biases = kernels_and_biases[::2], kernels_and_biases[1::2]
-        chain = pack(images, kinds, kernels, biases, dtype)
+        chain = pack(images, kinds, kernels, biases, method)
         outputs = [layer.room_to_learn_from(images) for layer in chain.layers[:-1]]
         winners = [layer.room_for_winners(images) for layer in chain.layers]
         out = convolve_to_learn(images, chain, outputs=[*outputs, None], winners=winners)
-        ctx.forms, ctx.dtype = [layer.form for layer in chain.layers], dtype
+        ctx.forms, ctx.method = [layer.form for layer in chain.layers], method
         # Without a ReLU behind it, the last layer's gradient does not ask for its outputs.
         ctx.save_for_backward(images, *outputs, out if kinds[-1].relu else None, *winners, *kernels)
         return out
@@ -81,7 +81,7 @@ class Convolutions(torch.autograd.Function):
             dimages = torch.empty_like(images)
         needed = [dimages is not None] + [True] * (len(kernels) - 1)
         turned = [
-            _pack_kernel(form, kernel, ctx.dtype, turned=True) if wanted else None
+            _pack_kernel(form, kernel, ctx.method, turned=True) if wanted else None
             for form, kernel, wanted in zip(ctx.forms, kernels, needed, strict=True)
         ]
         dkernels = [torch.empty_like(k, memory_format=torch.channels_last) for k in kernels]
@@ -91,7 +91,7 @@ class Convolutions(torch.autograd.Function):
             dkernel=dkernels, dbias=dbiases,
         )  # fmt: skip
         library.call(
-            _name("convolve_backward", ctx.dtype), layers, len(layers), len(images),
+            f"{ctx.method.name}_convolve_backward", layers, len(layers), len(images),
             images, gradient, dimages, _threads(len(images)),
         )  # fmt: skip
         parameters = itertools.chain.from_iterable(zip(dkernels, dbiases, strict=True))
@@ -102,13 +102,14 @@ class Convolutions(torch.autograd.Function):
 class Packed:
     """A layer whose kernel has the form that products need it in.
 
-    u is [points, stride² · C, O] in panels of filters with some room after each point's matrix, of
-    a first layer of stride 1 [K, K · C, O], or in bfloat16
-    [O / 16, taps, C / 2, 16, 2], a tap being a pixel under the kernel (of frames, with few
-    channels, a row of them, padded to a multiple of 32). Its dtype is what the layer computes in.
+    u is [points, stride² · C, O] in panels of filters with some room after each point's matrix, or
+    half as much where these are pairs in bfloat16; of a first layer of stride 1 [K, K · C, O]; or
+    for matrix units [O / 16, taps, C / 2, 16, 2], a tap being a pixel under the kernel (of frames,
+    with few channels, a row of them, padded to a multiple of 32). Its dtype is that of images.
     """
 
     form: Form
+    method: Method
     u: torch.Tensor
     bias: torch.Tensor
 
@@ -117,8 +118,8 @@ class Packed:
         return self.u.new_empty(len(images), *self.form.size())
 
     def room_to_learn_from(self, images: torch.Tensor) -> torch.Tensor:
-        """For outputs that another layer takes; in bfloat16 [groups, H', W', 32, O]."""
-        if self.u.dtype == torch.float32:
+        """For outputs that another layer takes; for matrix units [groups, H', W', 32, O]."""
+        if self.method is not TILES:
             return self.room_for(images)
         height, width, channels = self.form.size()
         return self.u.new_empty(math.ceil(len(images) / GROUP), height, width, GROUP, channels)
@@ -160,7 +161,7 @@ class Acting:
         self._layers = chain.make_structs()
         self._size, self._like = (images, *last.form.size()), last.u
         self._call = library.Prepared(
-            _name("convolve", last.u.dtype), self._layers, len(self._layers), images,
+            f"{last.method.name}_convolve", self._layers, len(self._layers), images,
             library.ADDRESS, _threads(images),
         )  # fmt: skip
 
@@ -181,40 +182,37 @@ def pack(
     kinds: Sequence[Kind],
     kernels: Sequence[torch.Tensor],
     biases: Sequence[torch.Tensor],
-    dtype: torch.dtype,
+    method: Method,
 ) -> Chain:
     """Layers for images [N, H, W, C] of this kind, height and width, however many."""
-    assert images.dtype in (torch.uint8, dtype)
+    assert images.dtype in (torch.uint8, method.values)
     forms = forms_of(
         tuple(images.shape[1:]), tuple(kernel.shape for kernel in kernels), tuple(kinds),
-        as_bytes=images.dtype == torch.uint8,
+        as_bytes=images.dtype == torch.uint8, halves=method.halves,
     )  # fmt: skip
     return Chain([
-        Packed(form, _pack_kernel(form, kernel, dtype), bias.detach().contiguous())
+        Packed(form, method, _pack_kernel(form, kernel, method), bias.detach().contiguous())
         for form, kernel, bias in zip(forms, kernels, biases, strict=True)
     ])  # fmt: skip
 
 
 def _pack_kernel(
-    form: Form, kernel: torch.Tensor, dtype: torch.dtype, *, turned: bool = False
+    form: Form, kernel: torch.Tensor, method: Method, *, turned: bool = False
 ) -> torch.Tensor:
     """U, or `turned` with channels and filters exchanged, which gradients of images need."""
     assert kernel.dtype == torch.float32
     kernel = kernel.detach().contiguous(memory_format=torch.channels_last)
-    u = kernel.new_empty(_packed_size(form, dtype), dtype=dtype)
-    name, threads = _name("pack_kernel", dtype), torch.get_num_threads()
+    u = kernel.new_empty(_packed_size(form, method), dtype=method.values)
+    name, threads = f"{method.name}_pack_kernel", torch.get_num_threads()
     library.call(name, form.geometry, kernel, u, turned, threads)
     return u
 
 
 @functools.cache
-def _packed_size(form: Form, dtype: torch.dtype) -> int:
-    size: int = library.call(_name("packed_size", dtype), form.geometry, returns=ctypes.c_int32)
+def _packed_size(form: Form, method: Method) -> int:
+    name = f"{method.name}_packed_size"
+    size: int = library.call(name, form.geometry, returns=ctypes.c_int32)
     return size
-
-
-def _name(function: str, dtype: torch.dtype) -> str:
-    return f"{COMPUTED_BY[dtype]}_{function}"
 
 
 def convolve(images: torch.Tensor, chain: Chain) -> torch.Tensor:
@@ -232,7 +230,7 @@ def convolve_to_learn(
     layers = chain.make_structs(**rooms)
     layers[-1].outputs = out.data_ptr()
     library.call(
-        _name("convolve", out.dtype), layers, len(layers), len(images), images,
+        f"{chain.layers[-1].method.name}_convolve", layers, len(layers), len(images), images,
         _threads(len(images)),
     )  # fmt: skip
     return out

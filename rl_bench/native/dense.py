@@ -1,4 +1,4 @@
-"""Dense layers for acting, in float32: few rows, and weights that no cache holds from step to step.
+"""Dense layers for acting: few rows, and weights that no cache holds from step to step.
 
 Packed once per block of steps, where torch packs them at every call (measured on a Zen 3, between
 steps of Procgen, 16 and 32 rows: in 0.6 of the time). The last layers, policy and value, are one
@@ -12,15 +12,20 @@ from dataclasses import dataclass, field
 import torch
 
 from rl_bench.native import library
+from rl_bench.native.method import method_of
 
 
 @dataclass(frozen=True)
 class Packed:
-    """Weights [O, I] and a bias [O] in panels of outputs, and calls that were made with them."""
+    """Weights [O, I] and a bias [O] in panels of outputs, and calls that were made with them.
+
+    `halves` says whether the weights are pairs in bfloat16; outputs are float32 all the same.
+    """
 
     panels: torch.Tensor
     inputs: int
     outputs: int
+    halves: bool
     _calls: dict[tuple[int, ...], library.Prepared] = field(default_factory=dict)
 
     def layer(self, rows: int, *, relu: bool) -> library.Prepared:
@@ -28,8 +33,8 @@ class Packed:
         key = rows, relu, torch.get_num_threads()
         if key not in self._calls:
             self._calls[key] = library.Prepared(
-                "dense", library.ADDRESS, rows, self.inputs, self.outputs, self.panels, relu,
-                library.ADDRESS, torch.get_num_threads(),
+                "dense", library.ADDRESS, rows, self.inputs, self.outputs, self.halves,
+                self.panels, relu, library.ADDRESS, torch.get_num_threads(),
             )  # fmt: skip
         return self._calls[key]
 
@@ -38,6 +43,7 @@ class Packed:
 
         For a layer that gives A logits and, behind them, the value; without gradients.
         """
+        assert not self.halves
         if (rows,) not in self._calls:
             self._calls[rows,] = library.Prepared(
                 "act", library.ADDRESS, rows, self.inputs, self.outputs - 1, self.panels,
@@ -51,19 +57,28 @@ class Packed:
         return new(rows, dtype=torch.int64), new(rows), new(rows)
 
 
-def pack(weight: torch.Tensor, bias: torch.Tensor) -> Packed:
-    """For inputs of any number of rows."""
-    assert weight.dtype == bias.dtype == torch.float32
+def computes(dtype: torch.dtype) -> bool:
+    """Whether there are such layers on this CPU."""
+    return method_of(dtype).values == torch.float32
+
+
+def pack(weight: torch.Tensor, bias: torch.Tensor, dtype: torch.dtype) -> Packed:
+    """For inputs of any number of rows, and products in `dtype`."""
+    assert weight.dtype == bias.dtype == torch.float32 and computes(dtype)
     outputs, inputs = weight.shape
+    halves = method_of(dtype).halves
     weight, bias = weight.detach().contiguous(), bias.detach().contiguous()
-    panels = weight.new_empty(library.load().dense_packed_size(inputs, outputs))
-    library.call("dense_pack", weight, bias, inputs, outputs, panels, torch.get_num_threads())
-    return Packed(panels, inputs, outputs)
+    panels = weight.new_empty(library.load().dense_packed_size(inputs, outputs, halves))
+    library.call(
+        "dense_pack", weight, bias, inputs, outputs, halves, panels, torch.get_num_threads()
+    )
+    return Packed(panels, inputs, outputs, halves)
 
 
 def apply(x: torch.Tensor, packed: Packed, *, relu: bool) -> torch.Tensor:
-    """x [N, I] → [N, O], without a gradient."""
-    assert x.dtype == torch.float32 and x.shape[1:] == (packed.inputs,), (x.dtype, x.shape)
-    x, out = x.contiguous(), x.new_empty(len(x), packed.outputs)
+    """x [N, I] → [N, O], float32, without a gradient."""
+    assert x.shape[1:] == (packed.inputs,), x.shape
+    x = x.float().contiguous()
+    out = x.new_empty(len(x), packed.outputs)
     packed.layer(len(x), relu=relu)(x, out)
     return out

@@ -14,10 +14,11 @@ INLINE size_t plane_of(int rows, int width) { return (size_t)rows * width + 16; 
 
 // What follows from the geometry. Cells are the pixels of the convolution of stride 1.
 struct Plan : Geometry {
+    int per;                              // values along a sum that lie together: 1, or a pair
     int points;                           // products per tile and pair of channels
     int made, down, across, tiles;        // outputs per tile and side; tiles per image
     int depth, lanes;                     // a cell's channels, and those in whole vectors
-    int row;                              // from one cell's to the next one's
+    int row, drow;                        // from one cell's to the next one's, and for gradients
     int grid_height, grid_width;          // cells under the tiles
     int block, chunk;                     // images at a time, and tiles of each
     int above, beside;                    // cells that pixels fill, from the padding on
@@ -29,8 +30,9 @@ struct Plan : Geometry {
         points = side * side, made = side + 1 - kernel;
         down = ceil_div(out_height, made), across = ceil_div(out_width, made);
         tiles = down * across;
-        depth = step * step * channels, lanes = ceil_div(depth, W) * W;
-        row = lanes % 64 == 0 ? lanes + 16 : lanes;  // else columns crowd in a first cache too
+        per = halves ? 2 : 1;
+        depth = step * step * channels, lanes = ceil_div(depth, 16) * 16;
+        row = apart(lanes / per), drow = apart(lanes);
         grid_height = down * made + kernel - 1, grid_width = across * made + kernel - 1;
         above = height / step, beside = width / step;
         gathered = bytes || step * channels % W != 0;
@@ -39,10 +41,13 @@ struct Plan : Geometry {
         block = std::max(96 / tiles, 1);
         chunk = block > 1 ? tiles : ceil_div(tiles, ceil_div(tiles, 96));
     }
+    // Else columns crowd in a first cache too.
+    static int apart(int count) { return count % 64 == 0 ? count + 16 : count; }
+    int sums_of(int count) const { return ceil_div(count, per); }  // products that so many values take
     size_t image() const { return (size_t)height * width * channels; }
     size_t grid() const { return (size_t)grid_height * grid_width * lanes; }
     size_t out_image() const { return (size_t)out_height * out_width * out_channels; }
-    size_t inputs() const { return points * plane_of(block * chunk, row); }
+    size_t inputs() const { return points * plane_of(block * chunk, drow); }
     size_t outputs() const { return points * plane_of(block * chunk, out_channels); }
     int taps() const { return step * kernel * step * kernel * channels; }  // of a filter
     size_t weights() const {

@@ -19,7 +19,7 @@ class Geometry(ctypes.Structure):
         (name, ctypes.c_int32)
         for name in (
             "height", "width", "channels", "step", "padding", "kernel",
-            "out_height", "out_width", "out_channels", "bytes", "rectified", "pooled",
+            "out_height", "out_width", "out_channels", "bytes", "halves", "rectified", "pooled",
         )
     ]  # fmt: skip
 
@@ -66,7 +66,12 @@ class Form:
 
 @functools.cache
 def forms_of(
-    size: Size, kernels: tuple[Size, ...], kinds: tuple[Kind, ...], *, as_bytes: bool
+    size: Size,
+    kernels: tuple[Size, ...],
+    kinds: tuple[Kind, ...],
+    *,
+    as_bytes: bool,
+    halves: bool,
 ) -> tuple[Form, ...]:
     """Of layers that follow each other, whose kernels have these shapes [O, C, K, K].
 
@@ -77,7 +82,7 @@ def forms_of(
     taken: list[Size] = []  # by each layer
     for kernel, kind in zip(kernels, kinds, strict=True):
         taken.append(size)
-        geometry = _geometry(size, kernel, kind, as_bytes=as_bytes and not forms)
+        geometry = _geometry(size, kernel, kind, as_bytes=as_bytes and not forms, halves=halves)
         forms.append(Form(geometry, kind.relu, kind.residual))
         size = forms[-1].size()
         assert not kind.residual or size == taken[-2], (size, taken)
@@ -93,7 +98,7 @@ def _check(kinds: tuple[Kind, ...]) -> None:
             assert index >= 2 and not (kind.relu or kind.pooled or kinds[index - 2].relu)
 
 
-def _geometry(size: Size, kernel: Size, kind: Kind, *, as_bytes: bool) -> Geometry:
+def _geometry(size: Size, kernel: Size, kind: Kind, *, as_bytes: bool, halves: bool) -> Geometry:
     height, width, channels = size
     out_channels, of_channels, side, _ = kernel
     assert of_channels == channels, (kernel, size)
@@ -113,6 +118,7 @@ def _geometry(size: Size, kernel: Size, kind: Kind, *, as_bytes: bool) -> Geomet
         out_width=(width + 2 * kind.padding - side) // kind.stride + 1,
         out_channels=out_channels,
         bytes=as_bytes,
+        halves=halves,
         rectified=kind.rectified,
         pooled=kind.pooled,
     )

@@ -4,6 +4,7 @@
 #include <type_traits>
 
 #include "geometry.h"
+#include "pairs.h"
 
 namespace {
 
@@ -84,15 +85,16 @@ INLINE void for_tiles(const Plan& p, const Part& part, const Cells<Pixel>& cells
 }
 
 // The tiles of one image's cells, transformed, into V [points, rows, lanes], rows `row` apart.
-template <int R, bool RECTIFIED, typename Pixel>
-void transform_inputs(const Plan& p, const Part& part, const Cells<Pixel>& cells, float* v) {
+template <int R, bool RECTIFIED, typename Pixel, typename Value>
+void transform_inputs(const Plan& p, const Part& part, const Cells<Pixel>& cells, Value* v) {
     constexpr int T = Minimal<R>::T;
     const size_t plane = plane_of(part.rows, p.row);
     const ptrdiff_t down = cells.down, across = cells.across;  // known not to change
     for_tiles<R>(p, part, cells, [=, &p](int t, const Pixel* corner, Present present, auto edge) {
-        float* to = v + (size_t)(part.first + t - part.start) * p.row;
+        Value* to = v + (size_t)(part.first + t - part.start) * p.row;
+        int at = 0;
         for (int run = 0; run < cells.parts; ++run)
-            for (int c = 0; c < cells.run; c += W, to += W) {
+            for (int c = 0; c < cells.run; c += W, at += W) {
                 const Pixel* from = corner + run * cells.part + c;
                 Vec d[T][T];
                 for (int i = 0; i < T; ++i)
@@ -104,7 +106,7 @@ void transform_inputs(const Plan& p, const Part& part, const Cells<Pixel>& cells
                     }
                 both_ways<Minimal<R>::into_inputs>(d);
                 for (int i = 0; i < T; ++i)
-                    for (int j = 0; j < T; ++j) store(to + (T * i + j) * plane, d[i][j]);
+                    for (int j = 0; j < T; ++j) put(to + (T * i + j) * plane, at, d[i][j]);
             }
     });
 }
@@ -114,10 +116,10 @@ template <int R>
 void untransform_inputs(const Plan& p, const Part& part, const float* v,
                         const Cells<float>& cells) {
     constexpr int T = Minimal<R>::T;
-    const size_t plane = plane_of(part.rows, p.row);
+    const size_t plane = plane_of(part.rows, p.drow);
     const ptrdiff_t down = cells.down, across = cells.across;
     for_tiles<R>(p, part, cells, [=, &p](int t, float* corner, Present present, auto edge) {
-        const float* from = v + (size_t)(part.first + t - part.start) * p.row;
+        const float* from = v + (size_t)(part.first + t - part.start) * p.drow;
         for (int run = 0; run < cells.parts; ++run)
             for (int c = 0; c < cells.run; c += W, from += W) {
                 float* to = corner + run * cells.part + c;
@@ -198,19 +200,19 @@ INLINE void add(const float* values, float* sums, size_t count) {
 
 // The gradient of one image's outputs → that of its products; adds up the bias's. `activated` holds
 // the outputs where a ReLU came behind, else it is null.
-template <int R>
+template <int R, typename Value>
 void untransform_outputs(const Plan& p, const Part& part, const float* gradient,
-                         const float* activated, float* products, float* bias) {
+                         const float* activated, Value* products, float* bias) {
     constexpr int T = Minimal<R>::T, M = Minimal<R>::M;
     const int width = p.out_channels;
-    const size_t plane = plane_of(part.rows, width);
+    const size_t plane = plane_of(part.rows, p.sums_of(width));
     for (int t = part.start; t < part.stop; ++t) {
         const int y = t / p.across * M, x = t % p.across * M;
         const int high = std::min(M, p.out_height - y), wide = std::min(M, p.out_width - x);
         const size_t place = ((size_t)y * p.out_width + x) * width;
         prefetch_outputs<R, false>(p, t + 2, gradient);
         if (activated) prefetch_outputs<R, false>(p, t + 2, activated);
-        float* to = products + (size_t)(part.first + t - part.start) * width;
+        Value* to = products + (size_t)(part.first + t - part.start) * p.sums_of(width);
         for (int o = 0; o < width; o += W) {
             Vec d[T][T] = {}, sum = load(bias + o);
             for (int i = 0; i < M; ++i)
@@ -224,7 +226,7 @@ void untransform_outputs(const Plan& p, const Part& part, const float* gradient,
             store(bias + o, sum);
             both_ways<Minimal<R>::into_outputs>(d);
             for (int i = 0; i < T; ++i)
-                for (int j = 0; j < T; ++j) store(to + (T * i + j) * plane + o, d[i][j]);
+                for (int j = 0; j < T; ++j) put(to + (T * i + j) * plane, o, d[i][j]);
         }
     }
 }

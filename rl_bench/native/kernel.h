@@ -88,6 +88,15 @@ void turn_kernel(const Plan& p, int first, int last, const float* kernel, float 
         }
 }
 
+// A point's matrix [depth, width] in panels → pairs along its depth, in panels.
+INLINE void pair_panels(const float* from, int depth, int width, Pair* to) {
+    for (int start = 0; start < width; start += PANEL) {
+        const int some = std::min(PANEL, width - start);
+        pair_rows(from, depth, some, to);
+        from += (size_t)depth * some, to += (size_t)ceil_div(depth, 2) * some;
+    }
+}
+
 // The transpose: gradient of U, as [points, O, lanes], the sum of all threads', which lie `apart` → gradient
 // of the kernel; of it, some filters.
 template <int R>

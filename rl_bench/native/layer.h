@@ -8,7 +8,9 @@
 namespace {
 
 thread_local Scratch<uint8_t> byte_grids;
-thread_local Scratch<float> grids, inputs, products;
+thread_local Scratch<float> grids;
+thread_local Scratch<float> inputs, products;  // or pairs, as large
+thread_local Scratch<Pair> paired_inputs, paired_products;
 thread_local Scratch<float> unpooled;  // outputs before a max-pool, or gradients of outputs, of a few images
 
 // Calls `block(start, stop, tile)` for some images at a time, or for some tiles of one.
@@ -34,9 +36,9 @@ INLINE void for_images(const Plan& p, int start, int stop, int tile, Image image
 }
 
 // V of some tiles of an image whose cells need a copy, which its later tiles find again.
-template <int R, typename Pixel>
+template <int R, typename Pixel, typename Value>
 void transform_gathered(const Plan& p, const Part& part, const Pixel* image, Scratch<Pixel>& memory,
-                        float* v) {
+                        Value* v) {
     Pixel* grid = memory.of(p.grid());
     if (part.start == 0) {
         std::fill(grid, grid + p.grid(), Pixel{});
@@ -46,9 +48,9 @@ void transform_gathered(const Plan& p, const Part& part, const Pixel* image, Scr
 }
 
 // V of a block, which lasts until the next one's.
-template <int R>
-float* inputs_of(const Plan& p, const void* images, int start, int stop, int tile) {
-    float* v = inputs.of(p.inputs());
+template <int R, typename Value>
+Value* inputs_of(const Plan& p, const void* images, int start, int stop, int tile) {
+    auto* v = reinterpret_cast<Value*>(inputs.of(p.inputs()));
     const auto* floats = static_cast<const float*>(images);
     const auto* bytes = static_cast<const uint8_t*>(images);
     for_images(p, start, stop, tile, [&](int n, const Part& part) {
@@ -80,17 +82,18 @@ void pool(const Plan& p, const float* image, float* out, uint8_t* winners) {
 }
 
 // `added`, unless null, is added before the ReLU; `winners` may be null too.
-template <int R>
+template <int R, typename Value>
 void forward(const Plan& p, const Layer<float>& layer, int images, const void* pixels, const float* added,
              float* out, uint8_t* winners) {
     for_blocks(p, images, [&](int start, int stop, int tile) {
         const int rows = rows_of(p, start, stop, tile), width = p.out_channels;
-        const float* v = inputs_of<R>(p, pixels, start, stop, tile);
+        const int depth = p.sums_of(p.depth);
+        const Value* v = inputs_of<R, Value>(p, pixels, start, stop, tile);
+        const auto* u = reinterpret_cast<const Value*>(layer.u);
         float* y = products.of(p.outputs());
         for (int k = 0; k < p.points; ++k)
-            matmul_by_panels(rows, width, p.depth, v + k * plane_of(rows, p.row), p.row,
-                             layer.u + k * plane_of(p.depth, width), y + k * plane_of(rows, width),
-                             width);
+            matmul_by_panels(rows, width, depth, v + k * plane_of(rows, p.row), p.row,
+                             u + k * plane_of(depth, width), y + k * plane_of(rows, width), width);
         for_images(p, start, stop, tile, [&](int n, const Part& part) {
             const size_t at = n * p.out_image();
             float* to = p.pooled ? unpooled_image(p, n - start) : out + at;
@@ -110,9 +113,27 @@ struct Behind {
     const uint8_t* winners;  // where they were pooled, else null
 };
 
+// Adds to the transpose of a point's gradient of U [O, lanes] the products of what the rows have: V [rows, lanes]
+// and gradients of its products [rows, O].
+void add_to_kernel(const Plan& p, int rows, const float* v, const float* dy, float* du_transposed) {
+    matmul<Order::COLUMNS_FIRST, true>(p.out_channels, p.lanes, rows, dy, p.out_channels, v, p.row,
+                                       du_transposed, p.lanes);
+}
+
+// What is summed up along are rows, here.
+void add_to_kernel(const Plan& p, int rows, const Pair* v, const Pair* dy, float* du_transposed) {
+    const int pairs = p.sums_of(rows), width = p.out_channels;
+    Pair* left = paired_products.of(pairs * width);
+    Pair* right = paired_inputs.of(pairs * p.lanes);
+    pair_rows(dy, p.sums_of(width), rows, width, left);
+    pair_rows(v, p.row, rows, p.lanes, right);
+    matmul<Order::COLUMNS_FIRST, true>(width, p.lanes, pairs, left, width, right, p.lanes, du_transposed,
+                                       p.lanes);
+}
+
 // Adds to `du_transposed` and `dbias`; writes `dimages` unless null, and into them `skipped`, unless null: the
 // gradient that passes the layers of a residual block by.
-template <int R>
+template <int R, typename Value>
 void backward(const Plan& p, const Layer<float>& layer, int images, const void* pixels,
               const Behind& behind, float* du_transposed, float* dbias, const float* skipped,
               float* dimages) {
@@ -122,24 +143,24 @@ void backward(const Plan& p, const Layer<float>& layer, int images, const void* 
                 unpool(p, 1, behind.gradient + n * p.passed_on(), behind.winners + n * p.passed_on(),
                        unpooled_image(p, n - start));
         const int rows = rows_of(p, start, stop, tile), width = p.out_channels;
-        const float* v = inputs_of<R>(p, pixels, start, stop, tile);
-        float* dy = products.of(p.outputs());
+        const int depth = p.sums_of(width);
+        const Value* v = inputs_of<R, Value>(p, pixels, start, stop, tile);
+        auto* dy = reinterpret_cast<Value*>(products.of(p.outputs()));
         for_images(p, start, stop, tile, [&](int n, const Part& part) {
             const size_t at = n * p.out_image();
             untransform_outputs<R>(p, part, p.pooled ? unpooled_image(p, n - start) : behind.gradient + at,
                                    behind.activated ? behind.activated + at : nullptr, dy, dbias);
         });
         for (int k = 0; k < p.points; ++k)
-            matmul<Order::COLUMNS_FIRST, true>(
-                width, p.lanes, rows, dy + k * plane_of(rows, width), width,
-                v + k * plane_of(rows, p.row), p.row, du_transposed + k * plane_of(width, p.lanes),
-                p.lanes);
+            add_to_kernel(p, rows, v + k * plane_of(rows, p.row), dy + k * plane_of(rows, depth),
+                          du_transposed + k * plane_of(width, p.lanes));
         if (!dimages) return;
+        const auto* u_transposed = reinterpret_cast<const Value*>(layer.u_transposed);
         float* dv = inputs.of(p.inputs());  // V is not needed any more
         for (int k = 0; k < p.points; ++k)
-            matmul_by_panels(rows, p.depth, width, dy + k * plane_of(rows, width), width,
-                             layer.u_transposed + k * plane_of(width, p.depth),
-                             dv + k * plane_of(rows, p.row), p.row);
+            matmul_by_panels(rows, p.depth, depth, dy + k * plane_of(rows, depth), depth,
+                             u_transposed + k * plane_of(depth, p.depth),
+                             dv + k * plane_of(rows, p.drow), p.drow);
         for_images(p, start, stop, tile, [&](int n, const Part& part) {
             float* image = dimages + n * p.image();
             if (part.start == 0) std::fill_n(image, p.image(), 0.0f);

@@ -3,16 +3,16 @@
 
 #include <algorithm>
 
-#include "vectors.h"
+#include "pairs.h"
 
 // How the left matrix lies in memory: row by row, or column by column. What is known when this is
 // compiled needs no register, of which the inner loop has none to spare.
 enum class Order { ROWS_FIRST, COLUMNS_FIRST };
 
 // C[M × N·W] = or += A[M, depth] B[depth, N·W]. `a_stride` lies between rows of A, or between columns;
-// B and C lie row by row.
-template <Order ORDER, int M, int N, bool ADD>
-INLINE void tile(const float* a, ptrdiff_t a_stride, const float* b, ptrdiff_t b_row, float* c,
+// B and C lie row by row. A and B are floats, or pairs along what is summed up, whose number depth is then.
+template <Order ORDER, int M, int N, bool ADD, typename Value>
+INLINE void tile(const Value* a, ptrdiff_t a_stride, const Value* b, ptrdiff_t b_row, float* c,
                  ptrdiff_t c_row, ptrdiff_t depth) {
     Vec sums[M][N];
 #pragma GCC unroll 16
@@ -27,7 +27,7 @@ INLINE void tile(const float* a, ptrdiff_t a_stride, const float* b, ptrdiff_t b
         for (int i = 0; i < M; ++i) {
             Vec factor = all(ORDER == Order::ROWS_FIRST ? a[i * a_stride + k] : a[k * a_stride + i]);
 #pragma GCC unroll 2
-            for (int j = 0; j < N; ++j) sums[i][j] += factor * row[j];
+            for (int j = 0; j < N; ++j) sums[i][j] = with_product(sums[i][j], factor, row[j], Value{});
         }
     }
 #pragma GCC unroll 16
@@ -36,8 +36,8 @@ INLINE void tile(const float* a, ptrdiff_t a_stride, const float* b, ptrdiff_t b
         for (int j = 0; j < N; ++j) store(c + i * c_row + j * W, sums[i][j]);
 }
 
-template <Order ORDER, int N, bool ADD, int M = ROWS>
-INLINE void tile_of(int rows, const float* a, ptrdiff_t a_stride, const float* b, ptrdiff_t b_row,
+template <Order ORDER, int N, bool ADD, int M = ROWS, typename Value>
+INLINE void tile_of(int rows, const Value* a, ptrdiff_t a_stride, const Value* b, ptrdiff_t b_row,
                     float* c, ptrdiff_t c_row, ptrdiff_t depth) {
     if constexpr (M > 0) {
         if (rows == M)
@@ -47,8 +47,8 @@ INLINE void tile_of(int rows, const float* a, ptrdiff_t a_stride, const float* b
     }
 }
 
-template <Order ORDER, int N, bool ADD>
-static void columns(int rows, const float* a, ptrdiff_t a_stride, const float* b, ptrdiff_t b_row,
+template <Order ORDER, int N, bool ADD, typename Value>
+static void columns(int rows, const Value* a, ptrdiff_t a_stride, const Value* b, ptrdiff_t b_row,
                     float* c, ptrdiff_t c_row, ptrdiff_t depth) {
     const int tiles = ceil_div(rows, ROWS);  // of nearly equal heights
     for (int t = 0; t < tiles; ++t) {
@@ -62,8 +62,8 @@ constexpr int PANEL = 2 * W;  // columns of B that are read together
 
 // C[rows, width] = or += A[rows, depth] B[depth, width]; `width` is a multiple of W. B and C lie row by row,
 // `b_row` and `c_row` apart.
-template <Order ORDER, bool ADD>
-static void matmul(int rows, int width, int depth, const float* a, ptrdiff_t a_stride, const float* b,
+template <Order ORDER, bool ADD, typename Value>
+static void matmul(int rows, int width, int depth, const Value* a, ptrdiff_t a_stride, const Value* b,
                    ptrdiff_t b_row, float* c, ptrdiff_t c_row) {
     int j = 0;
     for (; j + PANEL <= width; j += PANEL)
@@ -79,10 +79,11 @@ INLINE size_t panel_at(int row, int column, int depth, int width) {
 }
 
 // C = A B with B in panels.
-static void matmul_by_panels(int rows, int width, int depth, const float* a, ptrdiff_t a_row,
-                             const float* panels, float* c, ptrdiff_t c_row) {
+template <typename Value>
+static void matmul_by_panels(int rows, int width, int depth, const Value* a, ptrdiff_t a_row,
+                             const Value* panels, float* c, ptrdiff_t c_row) {
     for (int j = 0; j < width; j += PANEL) {
-        const float* b = panels + (size_t)j * depth;
+        const Value* b = panels + (size_t)j * depth;
         if (j + PANEL <= width)
             columns<Order::ROWS_FIRST, 2, false>(rows, a, a_row, b, PANEL, c + j, c_row, depth);
         else

@@ -1,5 +1,5 @@
-// Sums of products of small matrices in bfloat16, added up in float32: by a CPU's matrix unit (AMX), by
-// its instruction for pairs (AVX512-BF16), or in floats.
+// Sums of products of small matrices in bfloat16, added up in float32: by a CPU's matrix unit (AMX) or, to
+// say what that does, in floats.
 #pragma once
 
 #include "bfloat16.h"
@@ -27,20 +27,7 @@ struct Layout {
 
 namespace {
 
-#ifdef __AVX512BF16__
-constexpr int SUMS = 16;  // that fit into registers
-
-struct Right {
-    __m512bh pairs;
-    explicit Right(const Bf16* from) : pairs((__m512bh)load_as<Words>(from)) {}
-};
-
-INLINE Floats with_products(Floats sum, const Bf16* pair, const Right& right) {
-    const Words left = load_as<uint32_t>(pair) - Words{};
-    return (Floats)_mm512_dpbf16_ps((__m512)sum, (__m512bh)left, right.pairs);
-}
-#else
-constexpr int SUMS = 4;
+constexpr int SUMS = 4;  // that fit into registers
 
 struct Right {
     Floats even, odd;
@@ -55,11 +42,10 @@ INLINE Floats with_products(Floats sum, const Bf16* pair, const Right& right) {
     const float even = load_as<float>(bits), odd = load_as<float>(bits + 1);
     return sum + even * right.even + odd * right.odd;
 }
-#endif
 
 // `sums` [16 M, 16 N]
 template <int M, int N>
-void multiply_by_vectors(const Step* steps, int count, const Layout& by, float* sums) {
+void multiply_in_floats(const Step* steps, int count, const Layout& by, float* sums) {
     constexpr int ROWS_AT_ONCE = SUMS / N;
     for (int first = 0; first < M * BLOCK; first += ROWS_AT_ONCE) {
         Floats kept[ROWS_AT_ONCE][N] = {};
@@ -152,7 +138,7 @@ class Unit {
 #ifdef HAS_TILES
         if (tiles) return multiply_by_tiles<M, N>(steps, count, by, sums);
 #endif
-        multiply_by_vectors<M, N>(steps, count, by, sums);
+        multiply_in_floats<M, N>(steps, count, by, sums);
     }
 
   public:

@@ -1,7 +1,8 @@
 // Winograd's transforms. `Minimal<R>` makes M × M outputs of a kernel of R × R from T × T inputs.
 //
-// R = 2: the points 0, 1, -1 and infinity, so that transforms are additions. R = 3: 2 and -2 too, as four
-// points would save less (2.25 times fewer products instead of 4).
+// R = 2: the points 0, 1, -1 and infinity, so that transforms are additions. R = 3: two more, as four points
+// would save less (2.25 times fewer products instead of 4); of points 0, ±a, ±b and infinity these lose about the
+// least by rounding to bfloat16 what is multiplied, half as much as the usual 1 and 2.
 #pragma once
 
 #include "vectors.h"
@@ -47,49 +48,53 @@ struct Minimal<2> {
 template <>
 struct Minimal<3> {
     static constexpr int T = 6, M = 4;
+    static constexpr float A = 0.625f, B = 1.5f, A2 = A * A, B2 = B * B;  // and all products are exact
+    static constexpr float G0 = 1 / (A2 * B2), GA = 0.5f / (A2 * (A2 - B2)), GB = 0.5f / (B2 * (B2 - A2));
 
     INLINE void into_inputs(Vec x[T]) {
-        Vec first = 4.0f * x[0] - 5.0f * x[2] + x[4], last = 4.0f * x[1] - 5.0f * x[3] + x[5];
-        Vec even = x[4] - 4.0f * x[2], odd = x[3] - 4.0f * x[1];
-        Vec even2 = x[4] - x[2], odd2 = 2.0f * (x[3] - x[1]);
-        x[0] = first, x[1] = even + odd, x[2] = even - odd;
-        x[3] = even2 + odd2, x[4] = even2 - odd2, x[5] = last;
+        Vec first = A2 * B2 * x[0] - (A2 + B2) * x[2] + x[4];
+        Vec last = A2 * B2 * x[1] - (A2 + B2) * x[3] + x[5];
+        Vec even = x[4] - B2 * x[2], odd = x[3] - B2 * x[1];
+        Vec even2 = x[4] - A2 * x[2], odd2 = x[3] - A2 * x[1];
+        x[0] = first, x[1] = even + A * odd, x[2] = even - A * odd;
+        x[3] = even2 + B * odd2, x[4] = even2 - B * odd2, x[5] = last;
     }
     INLINE void from_inputs(Vec x[T]) {
-        Vec sum = x[1] + x[2], difference = x[1] - x[2];
-        Vec sum2 = x[3] + x[4], difference2 = x[3] - x[4];
-        x[1] = 4.0f * (x[5] - difference) - 2.0f * difference2;
-        x[2] = -5.0f * x[0] - 4.0f * sum - sum2;
-        x[3] = difference + 2.0f * difference2 - 5.0f * x[5];
+        Vec sum = x[1] + x[2], difference = A * (x[1] - x[2]);
+        Vec sum2 = x[3] + x[4], difference2 = B * (x[3] - x[4]);
+        x[1] = A2 * B2 * x[5] - B2 * difference - A2 * difference2;
+        x[2] = -(A2 + B2) * x[0] - B2 * sum - A2 * sum2;
+        x[3] = difference + difference2 - (A2 + B2) * x[5];
         x[4] = x[0] + sum + sum2;
-        x[0] = 4.0f * x[0];
+        x[0] = A2 * B2 * x[0];
     }
     INLINE void from_outputs(Vec x[T]) {
-        Vec sum = x[1] + x[2], difference = x[1] - x[2];
-        Vec sum2 = x[3] + x[4], difference2 = x[3] - x[4];
-        x[0] += sum + sum2, x[1] = difference + 2.0f * difference2;
-        x[2] = sum + 4.0f * sum2, x[3] = difference + 8.0f * difference2 + x[5];
+        Vec sum = x[1] + x[2], difference = A * (x[1] - x[2]);
+        Vec sum2 = x[3] + x[4], difference2 = B * (x[3] - x[4]);
+        x[0] += sum + sum2, x[1] = difference + difference2;
+        x[2] = A2 * sum + B2 * sum2, x[3] = A2 * difference + B2 * difference2 + x[5];
     }
     INLINE void into_outputs(Vec x[T]) {
-        Vec even = x[0] + x[2], odd = x[1] + x[3], last = x[3];
-        Vec even2 = x[0] + 4.0f * x[2], odd2 = 2.0f * x[1] + 8.0f * x[3];
-        x[1] = even + odd, x[2] = even - odd, x[3] = even2 + odd2, x[4] = even2 - odd2;
+        Vec even = x[0] + A2 * x[2], odd = x[1] + A2 * x[3], last = x[3];
+        Vec even2 = x[0] + B2 * x[2], odd2 = x[1] + B2 * x[3];
+        x[1] = even + A * odd, x[2] = even - A * odd;
+        x[3] = even2 + B * odd2, x[4] = even2 - B * odd2;
         x[5] = last;
     }
     template <typename V>
     INLINE void into_kernel(V x[T]) {
-        V even = (-1.0f / 6) * (x[0] + x[2]), odd = (-1.0f / 6) * x[1], last = x[2];
-        V even2 = (1.0f / 24) * x[0] + (1.0f / 6) * x[2], odd2 = (1.0f / 12) * x[1];
-        x[0] = 0.25f * x[0], x[1] = even + odd, x[2] = even - odd;
+        V even = GA * x[0] + GA * A2 * x[2], odd = GA * A * x[1], last = x[2];
+        V even2 = GB * x[0] + GB * B2 * x[2], odd2 = GB * B * x[1];
+        x[0] = G0 * x[0], x[1] = even + odd, x[2] = even - odd;
         x[3] = even2 + odd2, x[4] = even2 - odd2, x[5] = last;
     }
     template <typename V>
     INLINE void from_kernel(V x[T]) {
-        V sum = (-1.0f / 6) * (x[1] + x[2]), difference = (-1.0f / 6) * (x[1] - x[2]);
-        V sum2 = x[3] + x[4], difference2 = x[3] - x[4];
-        x[0] = 0.25f * x[0] + sum + (1.0f / 24) * sum2;
-        x[1] = difference + (1.0f / 12) * difference2;
-        x[2] = sum + (1.0f / 6) * sum2 + x[5];
+        V sum = GA * (x[1] + x[2]), difference = GA * A * (x[1] - x[2]);
+        V sum2 = GB * (x[3] + x[4]), difference2 = GB * B * (x[3] - x[4]);
+        x[0] = G0 * x[0] + sum + sum2;
+        x[1] = difference + difference2;
+        x[2] = A2 * sum + B2 * sum2 + x[5];
     }
 };
 

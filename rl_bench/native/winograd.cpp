@@ -19,7 +19,7 @@
 namespace {
 
 thread_local Scratch<float> between[3];  // of a group, behind layers in turn
-thread_local Scratch<float> kernels, gradients;
+thread_local Scratch<float> kernels, panels, gradients;
 
 // Calls `group(first, images, thread)` for a few images at a time, of which every thread has its share.
 template <typename Group>
@@ -47,12 +47,16 @@ Value* at_or_null(Value* from, size_t place) {
     return from ? from + place : nullptr;
 }
 
-const auto forward_of(const Plan& p) {
-    return p.direct ? forward_directly : p.kernel == 2 ? forward<2> : forward<3>;
+auto forward_of(const Plan& p) {
+    if (p.direct) return forward_directly;
+    if (p.halves) return p.kernel == 2 ? forward<2, Pair> : forward<3, Pair>;
+    return p.kernel == 2 ? forward<2, float> : forward<3, float>;
 }
 
-const auto backward_of(const Plan& p) {
-    return p.direct ? backward_directly : p.kernel == 2 ? backward<2> : backward<3>;
+auto backward_of(const Plan& p) {
+    if (p.direct) return backward_directly;
+    if (p.halves) return p.kernel == 2 ? backward<2, Pair> : backward<3, Pair>;
+    return p.kernel == 2 ? backward<2, float> : backward<3, float>;
 }
 
 INLINE float scale_of(const Plan& p) { return p.bytes ? 1.0f / 255.0f : 1.0f; }
@@ -62,7 +66,7 @@ INLINE float scale_of(const Plan& p) { return p.bytes ? 1.0f / 255.0f : 1.0f; }
 // The size of U and of its transpose, in floats.
 extern "C" int32_t winograd_packed_size(const Geometry* geometry) {
     const Plan p(*geometry);
-    return p.direct ? p.weights() : p.points * plane_of(p.depth, p.out_channels);
+    return p.direct ? p.weights() : p.points * plane_of(p.sums_of(p.depth), p.out_channels);
 }
 
 // U [points, depth, O] of a kernel or, `turned`, the same as [points, O, depth], which gradients of
@@ -75,17 +79,26 @@ extern "C" void winograd_pack_kernel(const Geometry* geometry, const float* kern
         scale(scale_of(p), p.weights(), u);
         return;
     }
+    float* whole = p.halves ? panels.of(p.points * plane_of(p.depth, p.out_channels)) : u;
     if (turned) {
         in_shares(p.out_channels, threads, [&](int first, int last, int) {
             (p.kernel == 2 ? transform_kernel<2> : transform_kernel<3>)(p, first, last, kernel,
-                                                                        scale_of(p), u);
+                                                                        scale_of(p), whole);
         });
-        return;
+    } else {
+        float* columns = kernels.of((size_t)p.taps() * p.out_channels);
+        transpose(kernel, p.out_channels, p.taps(), columns);
+        in_shares(p.depth, threads, [&](int first, int last, int) {
+            (p.kernel == 2 ? turn_kernel<2> : turn_kernel<3>)(p, first, last, columns, scale_of(p),
+                                                              whole);
+        });
     }
-    float* columns = kernels.of((size_t)p.taps() * p.out_channels);
-    transpose(kernel, p.out_channels, p.taps(), columns);
-    in_shares(p.depth, threads, [&](int first, int last, int) {
-        (p.kernel == 2 ? turn_kernel<2> : turn_kernel<3>)(p, first, last, columns, scale_of(p), u);
+    if (!p.halves) return;
+    const int depth = turned ? p.out_channels : p.depth, width = turned ? p.depth : p.out_channels;
+    in_shares(p.points, threads, [&](int first, int last, int) {
+        for (int k = first; k < last; ++k)
+            pair_panels(whole + k * plane_of(depth, width), depth, width,
+                        reinterpret_cast<Pair*>(u) + k * plane_of(p.sums_of(depth), width));
     });
 }
 

@@ -1,9 +1,9 @@
 // A CPU's instructions for bfloat16, in plain C++: so that the code for them can be tested on CPUs that have
 // none. To be included before everything else, with UNIT defined: 0 for a CPU without, 1 for one that has
-// AVX512-BF16, 2 for one that has AMX too. As these do, but that they take denormals for zero.
+// AMX. As these do, but that they take denormals for zero.
 //
 // Source: Intel's "Architecture Instruction Set Extensions Programming Reference", LDTILECFG, TILELOADD,
-// TILESTORED, TDPBF16PS, VDPBF16PS, VCVTNEPS2BF16.
+// TILESTORED, TDPBF16PS.
 #pragma once
 
 #include <immintrin.h>
@@ -23,12 +23,6 @@ inline To as(const From& from) {
     To to;
     std::memcpy(&to, &from, sizeof to);
     return to;
-}
-
-// Products of pairs of numbers whose upper halves of a float lie side by side.
-inline Sixteen with_pairs(Sixteen sum, Words a, Words b) {
-    sum += (Sixteen)(a & 0xffff0000) * (Sixteen)(b & 0xffff0000);  // the odd ones first
-    return sum + (Sixteen)(a << 16) * (Sixteen)(b << 16);
 }
 
 struct Tile {
@@ -72,7 +66,7 @@ inline void multiply(int into, int left, int right) {
     const int pairs = a.row_bytes / 4;
     if (c.rows != a.rows || b.rows != pairs || b.row_bytes != c.row_bytes) std::abort();
     for (int m = 0; m < a.rows; ++m) {
-        Sixteen even = {}, odd = {};  // added up apart, unlike VDPBF16PS
+        Sixteen even = {}, odd = {};  // added up apart
         for (int k = 0; k < pairs; ++k) {
             const Words left = as<uint32_t>(a.memory[m][4 * k]) - Words{}, right = as<Words>(b.memory[k]);
             even += (Sixteen)(left << 16) * (Sixteen)(right << 16);
@@ -89,34 +83,13 @@ inline void release() {
     for (Tile& tile : tiles) tile.rows = tile.row_bytes = 0;
 }
 
-inline __m256bh nearest(__m512 from) {
-    uint32_t bits[16];
-    uint16_t halves[16];
-    std::memcpy(bits, &from, sizeof bits);
-    for (int i = 0; i < 16; ++i) {
-        const bool number = (bits[i] & 0x7fffffff) <= 0x7f800000;
-        halves[i] = (number ? bits[i] + 0x7fff + (bits[i] >> 16 & 1) : bits[i] | 0x400000) >> 16;
-    }
-    __m256bh to;
-    std::memcpy(&to, halves, sizeof to);
-    return to;
-}
-
 }  // namespace emulated
 
 #undef __AVX512BF16__
 #undef __AMX_TILE__
 #undef __AMX_BF16__
 
-#if UNIT >= 1
-#define __AVX512BF16__ 1
-#define _mm512_dpbf16_ps(sum, a, b)                                                          \
-    ((__m512)emulated::with_pairs((emulated::Sixteen)(sum), emulated::as<emulated::Words>(a), \
-                                  emulated::as<emulated::Words>(b)))
-#define _mm512_cvtneps_pbh emulated::nearest
-#endif
-
-#if UNIT == 2
+#if UNIT == 1
 #define __AMX_TILE__ 1
 #define __AMX_BF16__ 1
 #define syscall emulated::granted

@@ -1,4 +1,4 @@
-"""Native layers in bfloat16 against their definition in float64, on every kind of unit.
+"""Native layers for matrix units against their definition in float64, with and without one.
 
 A CPU's instructions are emulated where it has none (`tests/native/emulated_units.h`), so that the
 code for a matrix unit is tested on any machine.
@@ -12,17 +12,15 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from gymnasium.spaces import Discrete
 
-from rl_bench import system
 from rl_bench.native import convolution, library
 from rl_bench.native.geometry import Kind
-from rl_bench.nets import ActorCritic
+from rl_bench.native.method import TILES, method_of
 from tests.unit.test_native import (
     CHAINS,
-    FRAMES,
     LAYERS,
     assert_a_pool_takes_what_torchs_takes,
+    assert_networks_in_bfloat16_learn_and_act_as_those_of_torch,
     cell,
     define,
     make_chain,
@@ -31,7 +29,7 @@ from tests.unit.test_native import (
 )
 
 EMULATION = Path(__file__).resolve().parents[1] / "native" / "emulated_units.h"
-UNITS = {"floats": 0, "pairs": 1, "tiles": 2}
+UNITS = {"floats": 0, "tiles": 1}
 BF16 = torch.bfloat16
 pytestmark = needs_compiler
 
@@ -55,9 +53,9 @@ def libraries(tmp_path_factory):
 def unit(request, libraries, monkeypatch):
     """Layers are computed by a unit of this kind."""
     if request.param == "own":
-        if not system.has_bf16_instructions():
-            pytest.skip("the CPU has no instructions for bfloat16")
         monkeypatch.setattr(library, "_library", None)
+        if method_of(BF16) is not TILES:
+            pytest.skip("the CPU has no matrix unit")
     else:
         monkeypatch.setattr(library, "_library", libraries(request.param))
     # Breaks when: functions of a library that was loaded before are called instead.
@@ -109,7 +107,7 @@ def test_outputs_and_gradients_are_those_of_the_definition(unit, name, relu, cou
     ours = [p.requires_grad_() for p in ours]
     first = images.shape[-1] % 16 != 0
     images = images if first else images.requires_grad_()
-    found = convolution.Convolutions.apply(images, kinds, BF16, *ours)
+    found = convolution.Convolutions.apply(images, kinds, TILES, *ours)
     assert_rounded(found, expected)
     # Where the ReLU's input is nearly 0, either side of it is right.
     gradient = torch.randn(found.shape, generator=torch.Generator().manual_seed(1)).to(BF16)
@@ -155,9 +153,9 @@ def test_layers_that_follow_each_other_are_those_of_the_definition(unit, name, c
     assert expected.unique().numel() >= 5
     parameters = [p.requires_grad_() for p in parameters]
     images = images if first else images.requires_grad_()
-    found = convolution.Convolutions.apply(images, kinds, BF16, *parameters)
+    found = convolution.Convolutions.apply(images, kinds, TILES, *parameters)
     assert torch.equal(found.double(), expected)
-    packed = convolution.pack(images, kinds, parameters[::2], parameters[1::2], BF16)
+    packed = convolution.pack(images, kinds, parameters[::2], parameters[1::2], TILES)
     with torch.no_grad():
         assert torch.equal(convolution.convolve(images, packed), found)
     generator = torch.Generator().manual_seed(1)
@@ -175,7 +173,7 @@ def test_an_image_is_the_same_in_any_company(unit, name):
     torch.set_num_threads(2)  # for few images, groups of 16
     images, weight, bias, stride, padding = make_layer(name, 37)
     images = images if images.dtype == torch.uint8 else images.to(BF16)
-    packed = convolution.pack(images, [Kind(stride, padding, True)], [weight], [bias], BF16)
+    packed = convolution.pack(images, [Kind(stride, padding, True)], [weight], [bias], TILES)
     together = convolution.convolve(images, packed)
     for few in (slice(0, 1), slice(3, 8), slice(20, 37)):
         assert torch.equal(convolution.convolve(images[few].contiguous(), packed), together[few])
@@ -187,42 +185,18 @@ def test_what_is_not_a_number_stays(unit, sign):
     images[1, 2, 2, 0] = torch.copysign(torch.tensor(float("nan")), torch.tensor(sign))
     images = images.to(BF16)
     kind = Kind(stride, padding, True)
-    y = convolution.convolve(images, convolution.pack(images, [kind], [weight], [bias], BF16))
+    y = convolution.convolve(images, convolution.pack(images, [kind], [weight], [bias], TILES))
     assert y[0].isfinite().all() and y[1].isnan().any()
     kinds = [kind, cell(rectified=True)]
     centre = F.pad(torch.eye(64)[:, :, None, None], (1, 1, 1, 1))
-    packed = convolution.pack(images, kinds, [weight, centre], [bias, bias], BF16)
+    packed = convolution.pack(images, kinds, [weight, centre], [bias, bias], TILES)
     y = convolution.convolve(images, packed)
     assert y[0].isfinite().all() and y[1].isnan().any()
-    assert_a_pool_takes_what_torchs_takes(BF16, sign)
+    assert_a_pool_takes_what_torchs_takes(TILES, sign)
 
 
+@pytest.mark.parametrize("unit", ["tiles", "own"], indirect=True)
 @pytest.mark.parametrize(("encoder", "count"), [("nature", 34), ("impala", 30)])
 def test_networks_learn_and_act_as_those_of_torch(unit, encoder, count):
-    # Breaks when: a layer loses its ReLU, or an acting copy keeps the weights of before.
-    torch.manual_seed(0)
-    plain = ActorCritic(FRAMES, Discrete(15), encoder=encoder)
-    native = ActorCritic(FRAMES, Discrete(15), encoder=encoder, precision="bf16", kernels="native")
-    native.load_state_dict(plain.state_dict())
-    frames = torch.randint(0, 256, (count, 64, 64, 3), dtype=torch.uint8)
-    for net in (plain, native):
-        policy, values = net(frames)
-        (policy.square().mean() + values.square().mean()).backward()
-    for ours, theirs in zip(native.parameters(), plain.parameters(), strict=True):
-        # Of rounding; torch's own gradients in bfloat16 are as far from those in float32.
-        assert (ours.grad - theirs.grad).norm() < 0.06 * theirs.grad.norm()
-    acting = native.acting_copy()
-    for _ in range(2):
-        with torch.inference_mode():
-            for ours, theirs in zip(acting(frames), native(frames), strict=True):
-                torch.testing.assert_close(ours, theirs, rtol=0.01, atol=0.01)
-            policy, values = acting(frames)
-            noise = acting.head.draw_noise((count,), torch.Generator().manual_seed(1))
-            actions, log_probs, its_values = acting.act(frames, noise)
-        torch.testing.assert_close(its_values, values, rtol=1e-4, atol=1e-4)
-        chosen = policy.gather(1, actions[:, None])[:, 0]
-        torch.testing.assert_close(log_probs, chosen, rtol=1e-4, atol=1e-4)
-        with torch.no_grad():
-            for p in native.parameters():
-                p.add_(0.01)
-        acting.load_weights(native.state_dict())
+    assert method_of(BF16) is TILES
+    assert_networks_in_bfloat16_learn_and_act_as_those_of_torch(encoder, count)
