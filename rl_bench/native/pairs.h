@@ -36,6 +36,19 @@ INLINE void put(Pair* row, int at, Vec x) {
     std::memcpy(&row->first + at, &halves, W * sizeof(Bf16));
 }
 
+// Pairs of vectors, or of single values.
+INLINE void store_pairs(Pair* to, Vec first, Vec second) {
+    Floats x{}, y{};
+    std::memcpy(&x, &first, sizeof first);
+    std::memcpy(&y, &second, sizeof second);
+    const Words pairs = paired(narrowed(x), narrowed(y));
+    std::memcpy(to, &pairs, W * sizeof(Pair));
+}
+
+INLINE void store_pairs(Pair* to, float first, float second) {
+    *to = {narrowed(Floats{first})[0], narrowed(Floats{second})[0]};
+}
+
 // Rows [rows, width], → pairs of them, [⌈rows / 2⌉, width], the last one's with zeros where it is alone. `width` is
 // a multiple of 16.
 INLINE void pair_rows(const float* from, int rows, int width, Pair* to) {

@@ -19,7 +19,7 @@
 namespace {
 
 thread_local Scratch<float> between[3];  // of a group, behind layers in turn
-thread_local Scratch<float> kernels, panels, gradients;
+thread_local Scratch<float> kernels, gradients;
 
 // Calls `group(first, images, thread)` for a few images at a time, of which every thread has its share.
 template <typename Group>
@@ -61,6 +61,32 @@ auto backward_of(const Plan& p) {
 
 INLINE float scale_of(const Plan& p) { return p.bytes ? 1.0f / 255.0f : 1.0f; }
 
+// How many of the images have a gradient: observations that are only bootstrapped from, IMPALA's last ones, do not.
+int learned(int images, const std::vector<Plan>& plans, const float* gradient, float* dimages) {
+    const size_t size = plans.back().passed_on();
+    const auto is_zero = [](float x) { return x == 0.0f; };
+    int count = images;
+    while (count > 1 && std::all_of(gradient + (count - 1) * size, gradient + count * size, is_zero)) --count;
+    if (dimages) std::fill(dimages + count * plans[0].image(), dimages + images * plans[0].image(), 0.0f);
+    return count;
+}
+
+template <typename Value>
+void pack(const Plan& p, const float* kernel, float* u, bool turned, int threads) {
+    auto* to = reinterpret_cast<Value*>(u);
+    if (turned) {
+        const auto transform = p.kernel == 2 ? transform_kernel<2, Value> : transform_kernel<3, Value>;
+        in_shares(p.sums_of(p.out_channels), threads,
+                  [&](int first, int last, int) { transform(p, first, last, kernel, scale_of(p), to); });
+        return;
+    }
+    float* columns = kernels.of((size_t)p.taps() * p.out_channels);
+    transpose(kernel, p.out_channels, p.taps(), columns);
+    const auto transform = p.kernel == 2 ? turn_kernel<2, Value> : turn_kernel<3, Value>;
+    in_shares(p.sums_of(p.depth), threads,
+              [&](int first, int last, int) { transform(p, first, last, columns, scale_of(p), to); });
+}
+
 }  // namespace
 
 // The size of U and of its transpose, in floats.
@@ -70,7 +96,7 @@ extern "C" int32_t winograd_packed_size(const Geometry* geometry) {
 }
 
 // U [points, depth, O] of a kernel or, `turned`, the same as [points, O, depth], which gradients of
-// images need; both in panels (matmul.h). Of a first layer of stride 1 [rows, side · channels, O]; its images have no gradient.
+// images need; both in panels (matmul.h), or of pairs. Of a first layer of stride 1 [rows, side · channels, O]; its images have no gradient.
 extern "C" void winograd_pack_kernel(const Geometry* geometry, const float* kernel, float* u, int32_t turned,
                             int32_t threads) {
     const Plan p(*geometry);
@@ -79,27 +105,7 @@ extern "C" void winograd_pack_kernel(const Geometry* geometry, const float* kern
         scale(scale_of(p), p.weights(), u);
         return;
     }
-    float* whole = p.halves ? panels.of(p.points * plane_of(p.depth, p.out_channels)) : u;
-    if (turned) {
-        in_shares(p.out_channels, threads, [&](int first, int last, int) {
-            (p.kernel == 2 ? transform_kernel<2> : transform_kernel<3>)(p, first, last, kernel,
-                                                                        scale_of(p), whole);
-        });
-    } else {
-        float* columns = kernels.of((size_t)p.taps() * p.out_channels);
-        transpose(kernel, p.out_channels, p.taps(), columns);
-        in_shares(p.depth, threads, [&](int first, int last, int) {
-            (p.kernel == 2 ? turn_kernel<2> : turn_kernel<3>)(p, first, last, columns, scale_of(p),
-                                                              whole);
-        });
-    }
-    if (!p.halves) return;
-    const int depth = turned ? p.out_channels : p.depth, width = turned ? p.depth : p.out_channels;
-    in_shares(p.points, threads, [&](int first, int last, int) {
-        for (int k = first; k < last; ++k)
-            pair_panels(whole + k * plane_of(depth, width), depth, width,
-                        reinterpret_cast<Pair*>(u) + k * plane_of(p.sums_of(depth), width));
-    });
+    p.halves ? pack<Pair>(p, kernel, u, turned, threads) : pack<float>(p, kernel, u, turned, threads);
 }
 
 // Fills the outputs of the last of `count` layers, and of those before it that have room for them.
@@ -126,6 +132,8 @@ extern "C" void winograd_convolve_backward(const Layer<float>* layers, int32_t c
                                   const void* pixels, const float* gradient, float* dimages,
                                   int32_t threads) {
     const auto plans = plans_of<Plan>(layers, count);
+    images = learned(images, plans, gradient, dimages);
+    threads = std::min(threads, images);
     const Sums sums(plans, threads, gradients);
     for_groups(plans, images, threads, [&](int first, int some, int thread) {
         const float* behind = gradient + first * plans[count - 1].passed_on();
