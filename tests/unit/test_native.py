@@ -216,6 +216,38 @@ def test_layers_that_follow_each_other_are_those_of_the_definition(name, threads
         assert (ours - theirs).abs().median() < 1e-5 * theirs.abs().max()
 
 
+@needs_compiler
+@methods
+@pytest.mark.parametrize("name", ["stage", "large images", "nature"])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_images_at_the_end_without_a_gradient_change_nothing(name, threads, method):
+    # Breaks when: what only bootstraps is learned from, or its neighbour is not.
+    torch.set_num_threads(threads)
+    images, kinds, parameters = make_chain(name, 6)
+    first = images.dtype == torch.uint8
+    leaves = [p.requires_grad_() for p in parameters]
+
+    def gradients(images, gradient):
+        wanted = leaves if first else [images.requires_grad_(), *leaves]
+        found = convolution.Convolutions.apply(images, kinds, method, *parameters)
+        return torch.autograd.grad(found, wanted, gradient)
+
+    shape = convolution.Convolutions.apply(images, kinds, method, *parameters).shape
+    gradient = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    gradient[4:] = 0.0
+    gradient[3].flatten()[:-64] = 0.0
+    torch.empty(images.shape).fill_(float("nan"))  # what the gradient of images may find in memory
+    all_six = list(gradients(images.detach().clone(), gradient))
+    four = list(gradients(images.detach()[:4].clone(), gradient[:4].clone()))
+    if not first:
+        of_all, of_four = all_six.pop(0), four.pop(0)
+        assert torch.equal(of_all[:4], of_four) and (of_all[4:] == 0).all()
+        assert of_four[3].any()
+    for mine, theirs in zip(all_six, four, strict=True):
+        assert torch.equal(mine, theirs) and mine.any()
+    assert gradients(images.detach().clone(), torch.zeros_like(gradient))[-1].eq(0).all()
+
+
 REFUSED = {
     "a ReLU before the first": [cell(rectified=True)],
     "a ReLU before a pool": [cell(relu=True, pooled=True)],

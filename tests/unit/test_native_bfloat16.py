@@ -13,9 +13,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from rl_bench.native import convolution, library
+from rl_bench.native import convolution, dense, library
 from rl_bench.native.geometry import Kind
-from rl_bench.native.method import TILES, method_of
+from rl_bench.native.method import HALVES, TILES, method_of
 from tests.unit.test_native import (
     CHAINS,
     LAYERS,
@@ -193,6 +193,14 @@ def test_what_is_not_a_number_stays(unit, sign):
     y = convolution.convolve(images, packed)
     assert y[0].isfinite().all() and y[1].isnan().any()
     assert_a_pool_takes_what_torchs_takes(TILES, sign)
+
+
+@pytest.mark.parametrize(
+    ("unit", "method"), [("floats", HALVES), ("tiles", TILES)], indirect=["unit"]
+)
+def test_bfloat16_is_left_to_winograd_without_a_matrix_unit(unit, method):
+    assert method_of(BF16) is method
+    assert dense.computes(BF16) == (method is HALVES)
 
 
 @pytest.mark.parametrize("unit", ["tiles", "own"], indirect=True)
