@@ -2,7 +2,7 @@
 
 `rl_bench.native` can compute convolutions instead of torch (in float32, one thread of an AVX2 CPU,
 Nature encoder: half the time for a gradient of 512 rows; perf/kernels.py), and, where they act,
-dense layers in float32.
+dense layers.
 
 For inference torch's layers can be packed: weights are laid out once as the matrix units want them,
 which oneDNN otherwise does at every call, and a ReLU is applied in the same pass (measured: 32
@@ -66,7 +66,7 @@ class Dense(nn.Linear):
         )
 
     def use_native(self) -> None:
-        """From now on `rl_bench.native` computes it in float32, where it acts."""
+        """From now on `rl_bench.native` computes it, where it acts."""
         self.native = True
 
     def repack(self) -> None:

@@ -119,7 +119,7 @@ class Packed:
 
     def room_to_learn_from(self, images: torch.Tensor) -> torch.Tensor:
         """For outputs that another layer takes; for matrix units [groups, H', W', 32, O]."""
-        if self.method is not TILES:
+        if self.method != TILES:
             return self.room_for(images)
         height, width, channels = self.form.size()
         return self.u.new_empty(math.ceil(len(images) / GROUP), height, width, GROUP, channels)

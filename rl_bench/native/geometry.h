@@ -23,6 +23,7 @@ struct Plan : Geometry {
     int block, chunk;                     // images at a time, and tiles of each
     int above, beside;                    // cells that pixels fill, from the padding on
     bool gathered;                        // whether cells are looked at in a copy of the image
+    bool filled;                          // and pixels fill all of it
     bool direct;                          // whether products are those of the definition (direct.h)
 
     explicit Plan(const Geometry& given) : Geometry(given) {
@@ -36,6 +37,7 @@ struct Plan : Geometry {
         grid_height = down * made + kernel - 1, grid_width = across * made + kernel - 1;
         above = height / step, beside = width / step;
         gathered = bytes || step * channels % W != 0;
+        filled = !padding && above == grid_height && beside == grid_width && depth == lanes;
         direct = step == 1 && (bytes || channels % 16 != 0);
         // Enough rows for the products that U is worth fetching.
         block = std::max(96 / tiles, 1);

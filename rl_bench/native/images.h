@@ -8,11 +8,15 @@
 
 namespace {
 
-// A call of memcpy would take longer than these few channels.
+// A call of memcpy would take longer than these few channels. `more` says that a few behind them can be read, and
+// where they go is written later.
 template <typename Pixel>
-INLINE void copy(Pixel* to, const Pixel* from, int count) {
+INLINE void copy(Pixel* to, const Pixel* from, int count, bool more) {
     if (count == 12) {  // frames in colour with a stride of 4; of a size that is known
-        std::memcpy(to, from, 12 * sizeof(Pixel));
+        if (more)
+            std::memcpy(to, from, 16 * sizeof(Pixel));  // bytes in one piece
+        else
+            std::memcpy(to, from, 12 * sizeof(Pixel));
         return;
     }
     int i = 0;
@@ -54,7 +58,8 @@ void gather(const Plan& p, const Pixel* image, Pixel* grid) {
         for (int part = 0; part < p.step; ++part) {
             const Pixel* from = image + (i * p.step + part) * row;
             Pixel* to = grid + (i + p.padding) * below + p.padding * p.lanes + part * run;
-            for (int j = 0; j < p.beside; ++j, from += run, to += p.lanes) copy(to, from, run);
+            const bool more = part + 1 < p.step;
+            for (int j = 0; j < p.beside; ++j, from += run, to += p.lanes) copy(to, from, run, more);
         }
 }
 

@@ -1,6 +1,8 @@
 // The kernel of a convolution in the form that products want, and the way back for its gradient.
 #pragma once
 
+#include <type_traits>
+
 #include "geometry.h"
 #include "matmul.h"
 

@@ -41,7 +41,7 @@ void transform_gathered(const Plan& p, const Part& part, const Pixel* image, Scr
                         Value* v) {
     Pixel* grid = memory.of(p.grid());
     if (part.start == 0) {
-        std::fill(grid, grid + p.grid(), Pixel{});
+        if (!p.filled) std::fill(grid, grid + p.grid(), Pixel{});
         gather(p, image, grid);
     }
     transform_inputs<R, false>(p, part, cells_apart(p, grid), v);
@@ -113,14 +113,14 @@ struct Behind {
     const uint8_t* winners;  // where they were pooled, else null
 };
 
-// Adds to the transpose of a point's gradient of U [O, lanes] the products of what the rows have: V [rows, lanes]
-// and gradients of its products [rows, O].
+// Adds to a point's gradient of U, transposed [O, lanes], what its rows say, V [rows, lanes] and the gradients of
+// their products [rows, O].
 void add_to_kernel(const Plan& p, int rows, const float* v, const float* dy, float* du_transposed) {
     matmul<Order::COLUMNS_FIRST, true>(p.out_channels, p.lanes, rows, dy, p.out_channels, v, p.row,
                                        du_transposed, p.lanes);
 }
 
-// What is summed up along are rows, here.
+// The same of pairs: along rows, as these are summed up.
 void add_to_kernel(const Plan& p, int rows, const Pair* v, const Pair* dy, float* du_transposed) {
     const int pairs = p.sums_of(rows), width = p.out_channels;
     Pair* left = paired_products.of(pairs * width);

@@ -1,4 +1,5 @@
-// Convolutions of channels-last images in float32, by Winograd's minimal filtering.
+// Convolutions of channels-last images in float32, by Winograd's minimal filtering; on demand with products of
+// pairs of bfloat16 (pairs.h).
 //
 // A kernel of 3 × 3 gives 4 × 4 outputs of each 6 × 6 inputs with 36 products per pair of channels instead
 // of 144, one of 2 × 2 gives 3 × 3 outputs of each 4 × 4 inputs with 16 instead of 36. A strided convolution
@@ -96,7 +97,8 @@ extern "C" int32_t winograd_packed_size(const Geometry* geometry) {
 }
 
 // U [points, depth, O] of a kernel or, `turned`, the same as [points, O, depth], which gradients of
-// images need; both in panels (matmul.h), or of pairs. Of a first layer of stride 1 [rows, side · channels, O]; its images have no gradient.
+// images need; both in panels (matmul.h), perhaps of pairs. Of a first layer of stride 1 [rows, side · channels, O];
+// its images have no gradient.
 extern "C" void winograd_pack_kernel(const Geometry* geometry, const float* kernel, float* u, int32_t turned,
                             int32_t threads) {
     const Plan p(*geometry);
