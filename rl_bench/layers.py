@@ -12,7 +12,6 @@ torch.compile uses for frozen weights; where torch has none of them, layers stay
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -104,22 +103,24 @@ def _convolve_natively(x: torch.Tensor, links: Sequence[Link], dtype: torch.dtyp
     if first.packs:
         x = x.contiguous()
         if first._packed is None:
-            first._packed = convolution.pack(x, *_kinds_kernels_and_biases(links), method)
+            parameters = parameters_of(links)
+            first._packed = convolution.pack(
+                x, kinds_of(links), parameters[::2], parameters[1::2], method
+            )
         y = convolution.convolve(x, first._packed)
     else:
-        kinds, kernels, biases = _kinds_kernels_and_biases(links)
-        parameters = itertools.chain.from_iterable(zip(kernels, biases, strict=True))
-        y = convolution.Convolutions.apply(x, kinds, method, *parameters)
+        y = convolution.Convolutions.apply(x, kinds_of(links), method, *parameters_of(links))
     return y.permute(0, 3, 1, 2)
 
 
-def _kinds_kernels_and_biases(
-    links: Sequence[Link],
-) -> tuple[list[Kind], list[torch.Tensor], list[torch.Tensor]]:
-    kinds = [kind for _, kind in links]
-    kernels = [conv.weight for conv, _ in links]
-    biases = [conv.bias for conv, _ in links if conv.bias is not None]
-    return kinds, kernels, biases
+def kinds_of(links: Sequence[Link]) -> list[Kind]:
+    return [kind for _, kind in links]
+
+
+def parameters_of(links: Sequence[Link]) -> list[torch.Tensor]:
+    """Kernels and biases, layer by layer."""
+    pairs = [(conv.weight, conv.bias) for conv, _ in links]
+    return [p for pair in pairs for p in pair if p is not None]
 
 
 class Conv(nn.Conv2d):

@@ -25,6 +25,7 @@ from rl_bench.acting import Acting
 from rl_bench.errors import ConfigError
 from rl_bench.heads import CategoricalHead, make_head
 from rl_bench.layers import Conv, Dense, Link, PixelConv, can_pack, convolve, packable
+from rl_bench.learning import Kept
 from rl_bench.native import dense
 from rl_bench.native.method import method_of
 
@@ -45,8 +46,20 @@ class ImageEncoder(nn.Module):
     rectified = False
     dense: Dense
 
-    def forward(self, frames: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        x = frames
+    def __init__(self, frame_shape: tuple[int, ...], hidden_size: int) -> None:
+        super().__init__()
+        self._kept = Kept()
+
+    def forward(
+        self, frames: torch.Tensor, dtype: torch.dtype, chosen: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Features of the frames, or of those at the indices `chosen`."""
+        first, _ = self.stages[0][0]
+        if first.native and not first.packs and torch.is_grad_enabled():
+            return self._kept.features(
+                self.stages, self.dense, frames, chosen, rectified=self.rectified, dtype=dtype
+            )
+        x = frames if chosen is None else frames.index_select(0, chosen)
         for stage in self.stages:
             x = convolve(x, *stage, dtype=dtype)
         x = F.relu(x) if self.rectified else x
@@ -63,7 +76,7 @@ class NatureEncoder(ImageEncoder):
     minimum_side = 36
 
     def __init__(self, frame_shape: tuple[int, ...], hidden_size: int) -> None:
-        super().__init__()
+        super().__init__(frame_shape, hidden_size)
         height, width, channels = frame_shape
         self.conv1 = PixelConv(channels, 32, 8, stride=4)
         self.conv2 = Conv(32, 64, 4, stride=2)
@@ -97,7 +110,7 @@ class ImpalaEncoder(ImageEncoder):
     rectified = True
 
     def __init__(self, frame_shape: tuple[int, ...], hidden_size: int) -> None:
-        super().__init__()
+        super().__init__(frame_shape, hidden_size)
         height, width, channels = frame_shape
         convs = [
             PixelConv(channels, 16, 3, padding=1),
@@ -132,7 +145,11 @@ class MlpEncoder(nn.Module):
         self.dense1 = Dense(size, hidden_size)
         self.dense2 = Dense(hidden_size, hidden_size)
 
-    def forward(self, vectors: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    def forward(
+        self, vectors: torch.Tensor, dtype: torch.dtype, chosen: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Features of the vectors, or of those at the indices `chosen`."""
+        vectors = vectors if chosen is None else vectors.index_select(0, chosen)
         x = vectors.flatten(1).to(dtype)
         return torch.tanh(self.dense2(torch.tanh(self.dense1(x))))
 
@@ -182,12 +199,22 @@ class ActorCritic(nn.Module):
         """Whether `rl_bench.native` can compute its losses, and choose its actions."""
         return self.kernels == "native" and isinstance(self.head, CategoricalHead)
 
-    def forward(self, obs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Policy parameters [N, …] and values [N], float32, for observations [N, *]."""
-        features = self.encoder(obs, self.dtype).float()
-        value_features = (
-            features if self.value_encoder is None else self.value_encoder(obs, self.dtype).float()
-        )
+    def forward(
+        self, obs: torch.Tensor, chosen: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Policy parameters [N, …] and values [N], float32, for observations [N, *].
+
+        Or for those of them at the indices `chosen` [N], which need no copy where it is native.
+        """
+        features = self.encoder(obs, self.dtype, chosen).float()
+        value_features = features
+        if self.value_encoder is not None:
+            value_features = self.value_encoder(obs, self.dtype, chosen).float()
+        elif self.has_native_losses and features.shape[1] % dense.INPUTS == 0:
+            policy, value = self.head.dense, self.value
+            return dense.PolicyAndValue.apply(
+                features, policy.weight, policy.bias, value.weight, value.bias
+            )
         return self.head(features), self.value(value_features).squeeze(-1)
 
     def act(

@@ -72,7 +72,7 @@ def _fingerprint() -> str:
     facts = [torch.__version__, os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper()]
     digest = hashlib.sha256("\n".join(facts).encode())
     native = [f"native/{name}.py" for name in ("convolution", "geometry", "dense", "library")]
-    for name in ("trial.py", "layers.py", "nets.py", *native):
+    for name in ("trial.py", "layers.py", "learning.py", "nets.py", *native):
         digest.update((HERE / name).read_bytes())
     return digest.hexdigest()[:8]
 
@@ -118,11 +118,13 @@ def compare(precision: str, encoder: str) -> dict[str, Any]:
         torch.manual_seed(0)
         return ActorCritic(*spaces, encoder=encoder, precision=precision, kernels=kernels)
 
+    directions = torch.randn(len(frames), 15)  # of log-probabilities; of values it is upwards
+
     def gradient(net: ActorCritic) -> list[torch.Tensor]:
         net.zero_grad()
-        features = net.encoder(frames, net.dtype).float()
-        features.square().sum().backward()
-        return [p.grad for p in net.encoder.parameters() if p.grad is not None]
+        policy, values = net(frames)
+        ((policy * directions).sum() + values.sum()).backward()
+        return [p.grad for p in net.parameters() if p.grad is not None]
 
     def acting(net: ActorCritic) -> list[torch.Tensor]:
         policy = net.acting_copy()

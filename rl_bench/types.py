@@ -142,23 +142,6 @@ class Trajectory:
         for name, tensor in self.tensors().items():
             tensor.copy_(other.tensors()[name])
 
-    def unrolls(self, length: int, index: torch.Tensor) -> Trajectory:
-        """Copies of pieces of `length` steps, side by side: [length, K] for an index of K.
-
-        Piece i is that of environment i % B, from step (i // B) × length on; its last observation
-        is the first one of the piece after it.
-        """
-        environments = index % self.num_envs
-        starts = torch.div(index, self.num_envs, rounding_mode="floor") * length
-        rows = (starts + torch.arange(length + 1).unsqueeze(1)) * self.num_envs + environments
-        pieces = {"policy_version": self.policy_version.index_select(0, environments)}
-        for name, tensor in self.tensors().items():
-            if name not in pieces:
-                some = rows if len(tensor) > self.n_steps else rows[:-1]
-                chosen = tensor.flatten(0, 1).index_select(0, some.flatten())
-                pieces[name] = chosen.unflatten(0, some.shape)
-        return Trajectory.of(pieces)
-
     @classmethod
     def of(cls, tensors: Mapping[str, torch.Tensor]) -> Trajectory:
         """A trajectory over existing memory, by field name."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 
@@ -26,6 +27,46 @@ from rl_bench.nets import ActorCritic
 from rl_bench.ops.losses import approximate_kl, value_loss
 from rl_bench.ops.returns import vtrace
 from rl_bench.types import Trajectory
+
+
+@dataclass
+class Unrolls:
+    """Pieces of T steps of trajectories, side by side, with the fields of `Trajectory`: [T, B].
+
+    Beside all observations [N, *] it says which are `chosen` [(T + 1) · B]: frames need no copy.
+    """
+
+    obs: torch.Tensor
+    chosen: torch.Tensor
+    actions: torch.Tensor
+    rewards: torch.Tensor
+    terminated: torch.Tensor
+    truncated: torch.Tensor
+    behaviour_log_probs: torch.Tensor
+    behaviour_values: torch.Tensor
+    final_values: torch.Tensor
+
+    @classmethod
+    def of(cls, trajectory: Trajectory, length: int, index: torch.Tensor) -> Unrolls:
+        """Piece i of a trajectory is that of environment i % B, from step (i // B) × length on.
+
+        Its last observation is the first one of the piece after it.
+        """
+        width = trajectory.num_envs
+        starts = torch.div(index, width, rounding_mode="floor") * (length * width) + index % width
+        rows = starts + width * torch.arange(length + 1).unsqueeze(1)
+        steps = rows[:-1]
+        return cls(
+            obs=trajectory.obs.flatten(0, 1),
+            chosen=rows.flatten(),
+            actions=trajectory.actions.flatten(0, 1)[steps],
+            rewards=trajectory.rewards.take(steps),
+            terminated=trajectory.terminated.take(steps),
+            truncated=trajectory.truncated.take(steps),
+            behaviour_log_probs=trajectory.behaviour_log_probs.take(steps),
+            behaviour_values=trajectory.behaviour_values.take(rows),
+            final_values=trajectory.final_values.take(steps),
+        )
 
 
 class VTraceObjective:
@@ -57,16 +98,16 @@ class VTraceObjective:
         for piece in split_evenly(len(unrolls), pieces):
             chosen = unrolls[piece]
             weight = len(chosen) / len(index)
-            some = batch.unrolls(self.unroll_length, chosen)
+            some = Unrolls.of(batch, self.unroll_length, chosen)
             add_metrics(sums, add_gradient(self, some, weight))
         return sums
 
-    def native_loss(self, batch: Trajectory, weight: float) -> tuple[torch.Tensor, Metrics]:
+    def native_loss(self, batch: Unrolls, weight: float) -> tuple[torch.Tensor, Metrics]:
         """The same as `losses`, with a gradient `weight` times as large."""
         cfg = self.config
         reach = math.inf if cfg.clip_range is None else cfg.clip_range
-        policy, values = self.net(batch.obs.flatten(0, 1))
-        shape = batch.n_steps + 1, batch.num_envs
+        policy, values = self.net(batch.obs, batch.chosen)
+        shape = batch.behaviour_values.shape
         return vtrace_objective(
             policy.view(*shape, -1),
             values.view(shape),
@@ -82,7 +123,7 @@ class VTraceObjective:
                 value_clip_range=reach if cfg.clip_value_loss else math.inf,
                 value_coef=cfg.value_coef,
                 entropy_coef=cfg.entropy_coef,
-                row_weight=weight / batch.timesteps,
+                row_weight=weight / batch.rewards.numel(),
             ),
             vtrace=VTraceSettings(
                 gamma=self.gamma,
@@ -93,12 +134,12 @@ class VTraceObjective:
             ),
         )
 
-    def losses(self, batch: Trajectory) -> dict[str, torch.Tensor]:
+    def losses(self, batch: Unrolls) -> dict[str, torch.Tensor]:
         """All terms of the objective, as means over [T, B]; `loss` is what is minimised."""
         cfg = self.config
-        policy, values = self.net(batch.obs.flatten(0, 1))
-        values = values.view(batch.n_steps + 1, batch.num_envs)
-        policy = policy.view(batch.n_steps + 1, batch.num_envs, -1)[:-1]  # nobody acts on obs[T]
+        policy, values = self.net(batch.obs, batch.chosen)
+        values = values.view(batch.behaviour_values.shape)
+        policy = policy.view(*values.shape, -1)[:-1]  # nobody acts on the last observations
         log_probs = self.net.head.log_prob(policy, batch.actions)
         log_rhos = (log_probs - batch.behaviour_log_probs).detach()
         vs, pg_advantages = vtrace(

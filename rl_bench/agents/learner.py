@@ -90,7 +90,8 @@ class Learner:
         return means | {"train/learning_rate": learning_rate, "train/minibatches": float(count)}
 
     def _step(self, index: torch.Tensor) -> Metrics:
-        self.net.zero_grad(set_to_none=True)
+        for parameter in self.optimiser.parameters:  # those of the network, found once
+            parameter.grad = None
         metrics = self.gradient.of(index)
         require_finite(metrics["train/loss"], what="the loss", update=self.updates)
         grad_norm = clip_and_step(

@@ -92,21 +92,24 @@ class Adam(_Stateful):
         native: bool = False,
     ) -> None:
         super().__init__(parameters, learning_rate)
-        self.eps, self.native = eps, native
+        self.eps = eps
         self.state = {
             "first_moments": self._zeros(),
             "second_moments": self._zeros(),
             "steps": [torch.zeros((), device=p.device) for p in self.parameters],
         }
+        moments = self.state["first_moments"], self.state["second_moments"]
+        self._natively = (
+            adam.Steps(self.parameters, *moments, betas=self.betas, eps=eps) if native else None
+        )
 
     @torch.no_grad()
     def step(self, *, max_grad_norm: float) -> float:
         state = self.state
-        if self.native:
-            norm = adam.step(
-                self.parameters, self._gradients(), state["first_moments"], state["second_moments"],
-                max_norm=max_grad_norm, rate=self.learning_rate, betas=self.betas, eps=self.eps,
-                steps=1 + int(state["steps"][0].item()),
+        if self._natively:
+            norm = self._natively.take(
+                self._gradients(), max_norm=max_grad_norm, rate=self.learning_rate,
+                count=1 + int(state["steps"][0].item()),
             )  # fmt: skip
             if math.isfinite(norm):
                 torch._foreach_add_(state["steps"], 1)

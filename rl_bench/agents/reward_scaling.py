@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -30,20 +31,22 @@ class RewardScaler:
         """The scaled rewards [T, B] float32; moves the statistics on."""
         rewards = trajectory.rewards.numpy().astype(np.float64)
         returns = trajectory.discounted_returns.numpy().astype(np.float64)
-        scaled = np.empty_like(rewards)
-        for t in range(len(rewards)):
-            self._update_statistics(returns[t])
-            scaled[t] = rewards[t] / np.sqrt(self.variance + EPSILON)
+        deviations = np.empty((len(rewards), 1))
+        means, variances = returns.mean(axis=1).tolist(), returns.var(axis=1).tolist()
+        for t, (mean, variance) in enumerate(zip(means, variances, strict=True)):
+            self._update_statistics(mean, variance, returns.shape[1])
+            deviations[t] = math.sqrt(self.variance + EPSILON)
+        scaled = rewards / deviations
         return torch.from_numpy(np.clip(scaled, -CLIP, CLIP).astype(np.float32))
 
-    def _update_statistics(self, batch: np.ndarray) -> None:
+    def _update_statistics(self, mean: float, variance: float, size: int) -> None:
         """Merge the moments of a batch into the running ones (Chan et al. 1983)."""
-        delta = batch.mean() - self.mean
-        total = self.count + batch.size
-        m2 = self.variance * self.count + batch.var() * batch.size
-        m2 += delta**2 * self.count * batch.size / total
-        self.mean += float(delta * batch.size / total)
-        self.variance, self.count = float(m2 / total), float(total)
+        delta = mean - self.mean
+        total = self.count + size
+        m2 = self.variance * self.count + variance * size
+        m2 += delta**2 * self.count * size / total
+        self.mean += delta * size / total
+        self.variance, self.count = m2 / total, total
 
     def state_dict(self) -> dict[str, Any]:
         return vars(self).copy()

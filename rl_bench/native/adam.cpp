@@ -11,6 +11,12 @@ struct Parameter {
     int64_t size;
 };
 
+// New: what a gradient weighs in the moments, 1 − β. Corrections: what moments are multiplied by because they began at
+// zero, 1 / (1 − β₁ᵗ) and, for the root of the second one, 1 / √(1 − β₂ᵗ).
+struct Settings {
+    float max_norm, rate, first_new, second_new, eps, correction, root_correction;
+};
+
 namespace {
 
 // Calls `visit(parameter, first, last, thread)` for each thread's part of all values.
@@ -50,12 +56,8 @@ double sum_of_squares(const float* x, int64_t count) {
 }  // namespace
 
 // Adam's step along the gradient, clipped to `max_norm`; returns the gradient's norm, and leaves everything
-// as it is where that is not finite. New: what a gradient weighs in the moments, 1 − β. Corrections: what
-// moments are multiplied by because they began at zero, 1 / (1 − β₁ᵗ) and, for the root of the second
-// one, 1 / √(1 − β₂ᵗ).
-extern "C" double adam(const Parameter* parameters, int32_t count, float max_norm, float rate,
-                       float first_new, float second_new, float eps, float correction,
-                       float root_correction, int32_t threads) {
+// as it is where that is not finite.
+extern "C" double adam(const Parameter* parameters, int32_t count, const Settings* settings, int32_t threads) {
     std::vector<double> sums(threads);
     for_values(parameters, count, threads, [&](const Parameter& p, int64_t from, int64_t to, int thread) {
         sums[thread] += sum_of_squares(p.gradient + from, to - from);
@@ -64,17 +66,18 @@ extern "C" double adam(const Parameter* parameters, int32_t count, float max_nor
     for (const double sum : sums) squared += sum;
     const double norm = std::sqrt(squared);
     if (!std::isfinite(norm)) return norm;
-    const float scale = std::min(1.0, max_norm / (norm + 1e-6));
+    const float scale = std::min(1.0, settings->max_norm / (norm + 1e-6));
+    const Settings by = *settings;
     for_values(parameters, count, threads, [=](const Parameter& p, int64_t from, int64_t to, int) {
         float *__restrict values = p.values, *__restrict first = p.first_moments,
               *__restrict second = p.second_moments;
         const float* __restrict gradient = p.gradient;
         for (int64_t i = from; i < to; ++i) {
             const float g = scale * gradient[i];
-            first[i] += first_new * (g - first[i]);
-            second[i] += second_new * (g * g - second[i]);
-            const float divisor = std::sqrt(second[i]) * root_correction + eps;
-            values[i] -= rate * correction * first[i] / divisor;
+            first[i] += by.first_new * (g - first[i]);
+            second[i] += by.second_new * (g * g - second[i]);
+            const float divisor = std::sqrt(second[i]) * by.root_correction + by.eps;
+            values[i] -= by.rate * by.correction * first[i] / divisor;
         }
     });
     return norm;

@@ -23,39 +23,67 @@ class Parameter(ctypes.Structure):
     ]
 
 
-def step(
-    values: Sequence[torch.Tensor],
-    gradients: Sequence[torch.Tensor],
-    first_moments: Sequence[torch.Tensor],
-    second_moments: Sequence[torch.Tensor],
-    *,
-    max_norm: float,
-    rate: float,
-    betas: tuple[float, float],
-    eps: float,
-    steps: int,
-) -> float:
-    """The step number `steps`, counted from 1; returns the gradient's norm before it is clipped.
+class Settings(ctypes.Structure):
+    """As in `adam.cpp`."""
 
-    Where that is not finite, nothing is changed. All tensors are float32, those that belong to one
-    parameter alike in memory.
-    """
-    rows = list(zip(values, gradients, first_moments, second_moments, strict=True))
-    for row in rows:
-        assert all(t.dtype == torch.float32 and t.shape == row[0].shape for t in row)
-        strides = {t.stride() for t in row}
-        assert len(strides) == 1 or len({_order(t) for t in row}) == 1, strides
-    structs = (Parameter * len(rows))(
-        *(Parameter(*(t.data_ptr() for t in row), row[0].numel()) for row in rows)
-    )
-    new_weights = (1.0 - beta for beta in betas)
-    corrections = 1.0 / (1.0 - betas[0] ** steps), (1.0 - betas[1] ** steps) ** -0.5
-    return library.call(
-        "adam", structs, len(rows), *map(float, (max_norm, rate, *new_weights, eps)),
-        *corrections, torch.get_num_threads(), returns=ctypes.c_double,
-    )  # fmt: skip
+    _fields_ = [
+        (name, ctypes.c_float)
+        for name in (
+            "max_norm", "rate", "first_new", "second_new", "eps", "correction", "root_correction",
+        )
+    ]  # fmt: skip
+
+
+class Steps:
+    """Of parameters `values` and their moments, float32; made ready once, as there are many."""
+
+    def __init__(
+        self,
+        values: Sequence[torch.Tensor],
+        first_moments: Sequence[torch.Tensor],
+        second_moments: Sequence[torch.Tensor],
+        *,
+        betas: tuple[float, float],
+        eps: float,
+    ) -> None:
+        self._values, self._moments = values, (first_moments, second_moments)
+        self._betas = betas
+        for rows in zip(values, *self._moments, strict=True):
+            assert all(_alike(rows[0], t) for t in rows)
+        self._parameters = (Parameter * len(values))()
+        for place, first, second in zip(self._parameters, *self._moments, strict=True):
+            place.first, place.second = first.data_ptr(), second.data_ptr()
+            place.size = first.numel()
+        self._settings = Settings(first_new=1.0 - betas[0], second_new=1.0 - betas[1], eps=eps)
+        self._call = library.Prepared(
+            "adam", self._parameters, len(values), self._settings, library.NUMBER,
+            returns=ctypes.c_double,
+        )  # fmt: skip
+
+    def take(
+        self, gradients: Sequence[torch.Tensor], *, max_norm: float, rate: float, count: int
+    ) -> float:
+        """Step number `count`, from 1 on; returns the gradient's norm before it is clipped.
+
+        Where that is not finite, nothing is changed. Gradients lie in memory as parameters do.
+        """
+        for place, value, gradient in zip(self._parameters, self._values, gradients, strict=True):
+            assert _alike(value, gradient), (value.stride(), gradient.stride())
+            place.values, place.gradient = value.data_ptr(), gradient.data_ptr()
+        settings = self._settings
+        settings.max_norm, settings.rate = max_norm, rate
+        settings.correction = 1.0 / (1.0 - self._betas[0] ** count)
+        settings.root_correction = (1.0 - self._betas[1] ** count) ** -0.5
+        norm: float = self._call(torch.get_num_threads())
+        return norm
+
+
+def _alike(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """In kind, shape and order in memory; strides of axes of one element mean nothing."""
+    if one.dtype != torch.float32 or other.dtype != torch.float32 or one.shape != other.shape:
+        return False
+    return one.stride() == other.stride() or _order(one) == _order(other)
 
 
 def _order(tensor: torch.Tensor) -> tuple[int, ...]:
-    """Strides, but for axes of one element, whose strides mean nothing."""
     return tuple(s for s, size in zip(tensor.stride(), tensor.shape, strict=True) if size > 1)

@@ -19,6 +19,19 @@ struct Geometry {
     size_t passed_on() const { return (size_t)passed_height() * passed_width() * out_channels; }
 };
 
+// Images one after the other, from `start` on; or of these the `chosen` ones.
+struct Images {
+    const void* first;
+    size_t size;  // of an image, in values
+    const int64_t* chosen = nullptr;
+    size_t start = 0;
+
+    template <typename Value>
+    const Value* at(size_t n) const {
+        return static_cast<const Value*>(first) + (chosen ? chosen[start + n] : start + n) * size;
+    }
+};
+
 // A convolution that takes the outputs of the one before it, in numbers of the kind `Value`.
 template <typename Value>
 struct Layer {

@@ -105,10 +105,12 @@ extern "C" void bf16_pack_kernel(const Geometry* geometry, const float* kernel, 
 }
 
 // Fills the outputs [images, out_height, out_width, O] of the last of `count` layers and, for learning,
-// those of the layers before it, which lie in groups [pixels, 32, O].
+// those of the layers before it, which lie in groups [pixels, 32, O]. The images are the `chosen` ones of `pixels` or,
+// where that is null, the first.
 extern "C" void bf16_convolve(const Layer<Bf16>* layers, int32_t count, int32_t images,
-                              const void* pixels, int32_t threads) {
+                              const void* pixels, const int64_t* chosen, int32_t threads) {
     const auto shapes = plans_of<Shape>(layers, count);
+    const Images in{pixels, shapes[0].image(), chosen};
     const bool learns = (count > 1 && layers[0].outputs) || layers[0].winners;
     // For acting, groups may be smaller, so that every thread has one.
     const int rows = learns || images > BLOCK * threads ? GROUP : BLOCK;
@@ -117,7 +119,7 @@ extern "C" void bf16_convolve(const Layer<Bf16>* layers, int32_t count, int32_t 
         for (int l = 0; l < count; ++l) {
             const Shape& s = shapes[l];
             const Bf16* source =
-                l ? source_of(s, rows, passed) : source_of(s, g, pixels);
+                l ? source_of(s, rows, passed) : source_of(s, g, in);
             const Bf16* added = layers[l].residual ? before : nullptr;
             uint8_t* winners = winners_of(s, g, layers[l]);
             if (l + 1 == count) {
@@ -136,17 +138,20 @@ extern "C" void bf16_convolve(const Layer<Bf16>* layers, int32_t count, int32_t 
 
 // Gradients of kernels and biases and, unless null, of the images, of the `gradient` of the last outputs.
 extern "C" void bf16_convolve_backward(const Layer<Bf16>* layers, int32_t count, int32_t images,
-                                       const void* pixels, const Bf16* gradient, Bf16* dimages,
-                                       int32_t threads) {
+                                       const void* pixels, const int64_t* chosen, const Bf16* gradient,
+                                       Bf16* dimages, int32_t threads) {
     const auto shapes = plans_of<Shape>(layers, count);
+    const Images in{pixels, shapes[0].image(), chosen};
     const Sums all(shapes, threads, gradients);
     for_groups(images, GROUP, threads, [&](const Group& g, Unit& unit, int thread) {
         const Shape& last = shapes[count - 1];
         const Bf16* activated = layers[count - 1].relu ? layers[count - 1].outputs : nullptr;
         Bf16* behind = between[(count - 1) % 3].of(GROUP * last.passed_on());
-        fill_blocks(g, last.passed_pixels(), last.out_channels, gradient, behind,
-                    [&](Bf16x16 x, size_t at) {
-                        return activated ? where_positive(load_as<Bf16x16>(activated + at), x) : x;
+        const size_t size = last.passed_on();
+        fill_blocks(g, last.passed_pixels(), last.out_channels, {gradient, size}, behind,
+                    [&](Bf16x16 x, size_t image, size_t at) {
+                        if (!activated) return x;
+                        return where_positive(load_as<Bf16x16>(activated + image * size + at), x);
                     });
         const Bf16* skipped = nullptr;  // the gradient behind a residual block, in its second layer
         for (int l = count - 1; l >= 0; --l) {
@@ -159,7 +164,7 @@ extern "C" void bf16_convolve_backward(const Layer<Bf16>* layers, int32_t count,
             }
             const Bf16* source =
                 l ? source_of(s, GROUP, layers[l - 1].outputs + place_of(shapes[l - 1], g))
-                  : source_of(s, g, pixels);
+                  : source_of(s, g, in);
             float* du = all.of(l, thread);
             add_to_bias(s, outputs, du + s.weights());
             add_to_kernel(unit, s, source, outputs, du);

@@ -58,17 +58,17 @@ INLINE Bf16x16 where_positive(Bf16x16 mask, Bf16x16 value) {
 
 #if defined __has_builtin
 #if __has_builtin(__builtin_shufflevector)
-#define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#define SHUFFLE(Mask, a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
 #endif
 #endif
 #ifndef SHUFFLE  // GCC before 12
-#define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, Bf16x16{__VA_ARGS__})
+#define SHUFFLE(Mask, a, b, ...) __builtin_shuffle(a, b, Mask{__VA_ARGS__})
 #endif
 
 // Of both halves of a and b, a0 b0 … a3 b3, and a4 b4 … a7 b7: one instruction each.
 INLINE void interleave(Bf16x16 a, Bf16x16 b, Bf16x16& first, Bf16x16& second) {
-    first = SHUFFLE(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 8, 24, 9, 25, 10, 26, 11, 27);
-    second = SHUFFLE(a, b, 4, 20, 5, 21, 6, 22, 7, 23, 12, 28, 13, 29, 14, 30, 15, 31);
+    first = SHUFFLE(Bf16x16, a, b, 0, 16, 1, 17, 2, 18, 3, 19, 8, 24, 9, 25, 10, 26, 11, 27);
+    second = SHUFFLE(Bf16x16, a, b, 4, 20, 5, 21, 6, 22, 7, 23, 12, 28, 13, 29, 14, 30, 15, 31);
 }
 
 // Eight values from each of two places.

@@ -100,12 +100,12 @@ INLINE void widen_row(const Bf16* from, int count, Bf16* to) {
 
 // `wide` [rows, height, width, channels], with the padding
 template <typename Pixel>
-void widen_images(const Shape& s, const Group& g, const Pixel* pixels, Bf16* wide) {
+void widen_images(const Shape& s, const Group& g, const Images& images, Bf16* wide) {
     const int row = s.width * s.channels;
     for (int r = 0; r < g.rows; ++r, wide += s.wide_image()) {
         if (s.padding || r >= g.images) std::fill_n(wide, s.wide_image(), 0);
         if (r >= g.images) continue;
-        const Pixel* from = pixels + (g.first + r) * s.image();
+        const Pixel* from = images.at<Pixel>(g.first + r);
         Bf16* to = wide + s.padding * (s.wide_row() + s.channels);
         for (int i = 0; i < s.height; ++i, from += row, to += s.wide_row())
             widen_row(from, row, to);
@@ -115,16 +115,16 @@ void widen_images(const Shape& s, const Group& g, const Pixel* pixels, Bf16* wid
 }
 
 // Pixels of a group: `blocks` [pixels, rows, channels] ← images [height, width, channels], changed by
-// `value(image's, where)`; zero for rows without an image.
+// `value(image's, image, place in it)`; zero for rows without an image.
 template <typename Value>
-INLINE void fill_blocks(const Group& g, int pixels, int channels, const Bf16* images, Bf16* blocks,
+INLINE void fill_blocks(const Group& g, int pixels, int channels, const Images& images, Bf16* blocks,
                         Value value) {
     for (int r = 0; r < g.rows; ++r)
         for (int pixel = 0; pixel < pixels; ++pixel)
             for (int c = 0; c < channels; c += BLOCK) {
-                const size_t at = ((size_t)(g.first + r) * pixels + pixel) * channels + c;
+                const size_t at = (size_t)pixel * channels + c;
                 Bf16x16 x = {};
-                if (r < g.images) x = value(load_as<Bf16x16>(images + at), at);
+                if (r < g.images) x = value(load_as<Bf16x16>(images.at<Bf16>(g.first + r) + at), g.first + r, at);
                 store_as(blocks + ((size_t)pixel * g.rows + r) * channels + c, x);
             }
 }

@@ -22,7 +22,7 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from rl_bench.native import library
-from rl_bench.native.geometry import LANES, Form, Geometry, Kind, forms_of
+from rl_bench.native.geometry import LANES, Form, Geometry, Kind, Size, forms_of
 from rl_bench.native.method import TILES, Method
 
 GROUP = 32  # images whose activations lie together in bfloat16; as in `blocks.h`
@@ -57,93 +57,129 @@ class Convolutions(torch.autograd.Function):
         method: Method,
         *kernels_and_biases: torch.Tensor,
     ) -> torch.Tensor:
-        images = images.contiguous()
-        kernels, biases = kernels_and_biases[::2], kernels_and_biases[1::2]
-        chain = pack(images, kinds, kernels, biases, method)
-        outputs = [layer.room_to_learn_from(images) for layer in chain.layers[:-1]]
-        winners = [layer.room_for_winners(images) for layer in chain.layers]
-        out = convolve_to_learn(images, chain, outputs=[*outputs, None], winners=winners)
-        ctx.forms, ctx.method = [layer.form for layer in chain.layers], method
-        # Without a ReLU behind it, the last layer's gradient does not ask for its outputs.
-        ctx.save_for_backward(images, *outputs, out if kinds[-1].relu else None, *winners, *kernels)
-        return out
+        images, kernels = images.contiguous(), kernels_and_biases[::2]
+        ctx.learning = Learning(
+            images, kinds, kernels, method, room=len(images), into_images=ctx.needs_input_grad[0]
+        )
+        return ctx.learning.forward(images, kernels, kernels_and_biases[1::2])
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        images, *saved = ctx.saved_tensors
-        count = len(ctx.forms)
-        outputs, winners, kernels = saved[:count], saved[count : 2 * count], saved[2 * count :]
-        gradient = gradient.contiguous()
-        dimages = None
-        if ctx.needs_input_grad[0]:
-            assert images.shape[-1] % LANES == 0, "a first layer's input has no gradient"
-            dimages = torch.empty_like(images)
-        needed = [dimages is not None] + [True] * (len(kernels) - 1)
-        turned = [
-            _pack_kernel(form, kernel, ctx.method, turned=True) if wanted else None
-            for form, kernel, wanted in zip(ctx.forms, kernels, needed, strict=True)
-        ]
-        dkernels = [torch.empty_like(k, memory_format=torch.channels_last) for k in kernels]
-        dbiases = [k.new_empty(len(k)) for k in kernels]
-        layers = _layers(
-            ctx.forms, u_transposed=turned, outputs=outputs, winners=winners,
-            dkernel=dkernels, dbias=dbiases,
-        )  # fmt: skip
-        library.call(
-            f"{ctx.method.name}_convolve_backward", layers, len(layers), len(images),
-            images, gradient, dimages, _threads(len(images)),
-        )  # fmt: skip
-        parameters = itertools.chain.from_iterable(zip(dkernels, dbiases, strict=True))
-        return dimages, None, None, *parameters
+        dimages = ctx.learning.backward(gradient.contiguous())
+        return dimages, None, None, *ctx.learning.gradients
 
 
-@dataclass(frozen=True)
-class Packed:
-    """A layer whose kernel has the form that products need it in.
+class Learning:
+    """Layers with room for what up to `room` images leave behind, to be learned from.
 
-    u is [points, stride² · C, O] in panels of filters with some room after each point's matrix, or
-    half as much where these are pairs in bfloat16; of a first layer of stride 1 [K, K · C, O]; or
-    for matrix units [O / 16, taps, C / 2, 16, 2], a tap being a pixel under the kernel (of frames,
-    with few channels, a row of them, padded to a multiple of 32). Its dtype is that of images.
+    Made ready once, as that takes longer than a small minibatch's smaller layers. The images are
+    like `like`, of any number.
     """
 
-    form: Form
-    method: Method
-    u: torch.Tensor
-    bias: torch.Tensor
+    def __init__(
+        self,
+        like: torch.Tensor,
+        kinds: Sequence[Kind],
+        kernels: Sequence[torch.Tensor],
+        method: Method,
+        *,
+        room: int,
+        into_images: bool,
+    ) -> None:
+        self._like, self.room = like[:0], room
+        forms = _forms(like, kinds, kernels, method)
+        last = forms[-1].size()
+        assert not into_images or like.shape[-1] % LANES == 0, "such a layer has no way back"
+        new = functools.partial(torch.empty, dtype=method.values)
+        kept = [_size_to_learn_from(form, method, room) for form in forms]
+        winners = [
+            new(size, dtype=torch.uint8) if form.geometry.pooled else None
+            for form, size in zip(forms, kept, strict=True)
+        ]
+        self._outputs = [*map(new, kept[:-1]), new(room, *last)]
+        us = _rooms_for_kernels(forms, method)
+        turned: list[torch.Tensor | None] = [*_rooms_for_kernels(forms, method)]
+        if not into_images:
+            turned[0] = None
+        dkernels = [
+            torch.empty_like(kernel, memory_format=torch.channels_last) for kernel in kernels
+        ]
+        dbiases = [kernel.new_empty(len(kernel)) for kernel in kernels]
+        # In the order of kernels and biases, and good until the next one.
+        self.gradients = [*itertools.chain.from_iterable(zip(dkernels, dbiases, strict=True))]
+        self._dimages = new(room, *like.shape[1:]) if into_images else None
+        self._layers = _layers(
+            forms, u=us, u_transposed=turned, outputs=self._outputs, winners=winners,
+            dkernel=dkernels, dbias=dbiases,
+        )  # fmt: skip
+        self._packs = [_pack_call(form, method, u) for form, u in zip(forms, us, strict=True)]
+        self._turns = [
+            None if u is None else _pack_call(form, method, u, turned=True)
+            for form, u in zip(forms, turned, strict=True)
+        ]
+        count, address, number = len(forms), library.ADDRESS, library.NUMBER
+        given = self._layers, count, number, address, address
+        self._forward = library.Prepared(f"{method.name}_convolve", *given, number)
+        self._backward = library.Prepared(
+            f"{method.name}_convolve_backward", *given, address, self._dimages, number
+        )
+        self._kept = winners, dkernels, dbiases  # whose addresses C++ is given
+        self._taken: Any = None
 
-    def room_for(self, images: torch.Tensor) -> torch.Tensor:
-        """For the outputs, [N, H', W', O]."""
-        return self.u.new_empty(len(images), *self.form.size())
+    @property
+    def out(self) -> torch.Tensor:
+        return self._outputs[-1]
 
-    def room_to_learn_from(self, images: torch.Tensor) -> torch.Tensor:
-        """For outputs that another layer takes; for matrix units [groups, H', W', 32, O]."""
-        if self.method != TILES:
-            return self.room_for(images)
-        height, width, channels = self.form.size()
-        return self.u.new_empty(math.ceil(len(images) / GROUP), height, width, GROUP, channels)
+    def forward(
+        self,
+        images: torch.Tensor,
+        kernels: Sequence[torch.Tensor],
+        biases: Sequence[torch.Tensor],
+        chosen: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """What comes of these images, or of those at the indices `chosen`; good until the next."""
+        count = len(images) if chosen is None else len(chosen)
+        assert 0 < count <= self.room
+        assert chosen is None or (chosen.dtype == torch.int64 and chosen.is_contiguous())
+        _check(images, self._like)
+        for pack, kernel in zip(self._packs, kernels, strict=True):
+            pack(_in_order(kernel), torch.get_num_threads())
+        for layer, bias in zip(self._layers, biases, strict=True):
+            assert bias.is_contiguous()
+            layer.bias = bias.data_ptr()
+        self._taken = images, chosen, kernels
+        self._forward(count, images, chosen, torch.get_num_threads())
+        return self._outputs[-1][:count]
 
-    def room_for_winners(self, images: torch.Tensor) -> torch.Tensor | None:
-        """For the pool's, which lie as outputs to learn from do."""
-        if not self.form.geometry.pooled:
-            return None
-        return torch.empty_like(self.room_to_learn_from(images), dtype=torch.uint8)
+    def backward(self, gradient: torch.Tensor) -> torch.Tensor | None:
+        """Fills `gradients` by that of the outputs; returns the images' where they have one."""
+        (images, chosen, kernels), self._taken = self._taken, None
+        assert gradient.is_contiguous() and gradient.dtype == self._outputs[-1].dtype
+        assert gradient.shape[1:] == self._outputs[-1].shape[1:]
+        for turn, kernel in zip(self._turns, kernels, strict=True):
+            if turn is not None:
+                turn(_in_order(kernel), torch.get_num_threads())
+        self._backward(len(gradient), images, chosen, gradient, torch.get_num_threads())
+        return None if self._dimages is None else self._dimages[: len(gradient)]
 
 
 @dataclass(frozen=True)
 class Chain:
-    """Layers, each of which takes the outputs of the one before it."""
+    """Layers whose kernels have the form that products need them in, for acting on images `like`.
 
-    layers: Sequence[Packed]
+    u is [points, stride² · C, O] in panels of filters with some room after each point's matrix, or
+    half as much where these are pairs in bfloat16; of a first layer of stride 1 [K, K · C, O]; or
+    for matrix units [O / 16, taps, C / 2, 16, 2], a tap being a pixel under the kernel (of frames,
+    with few channels, a row of them, padded to a multiple of 32).
+    """
+
+    like: torch.Tensor
+    method: Method
+    forms: Sequence[Form]
+    us: Sequence[torch.Tensor]
+    biases: Sequence[torch.Tensor]
     _acting: dict[tuple[int, int], Acting] = field(default_factory=dict)
-
-    def make_structs(self, **rooms: Sequence[torch.Tensor | None]) -> ctypes.Array[Layer]:
-        """As C++ takes them."""
-        return _layers(
-            [p.form for p in self.layers],
-            u=[p.u for p in self.layers], bias=[p.bias for p in self.layers], **rooms,
-        )  # fmt: skip
 
     def acting(self, images: int) -> Acting:
         """For so many of them, with as many threads as torch has."""
@@ -157,20 +193,20 @@ class Acting:
     """A chain for so many images, made ready once, as that takes longer than small layers."""
 
     def __init__(self, chain: Chain, images: int) -> None:
-        self._kept, last = chain.layers, chain.layers[-1]  # whose addresses C++ is given
-        self._layers = chain.make_structs()
-        self._size, self._like = (images, *last.form.size()), last.u
+        self._chain = chain  # with what C++ is given the addresses of
+        self._layers = _layers(chain.forms, u=chain.us, bias=chain.biases)
+        self._size = images, *chain.forms[-1].size()
         self._call = library.Prepared(
-            f"{last.method.name}_convolve", self._layers, len(self._layers), images,
-            library.ADDRESS, _threads(images),
+            f"{chain.method.name}_convolve", self._layers, len(self._layers), images,
+            library.ADDRESS, None, torch.get_num_threads(),
         )  # fmt: skip
 
     def room(self) -> torch.Tensor:
-        return self._like.new_empty(self._size)
+        return torch.empty(self._size, dtype=self._chain.method.values)
 
     def __call__(self, images: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
         """Fills and returns `out`; images are such as were packed for, and contiguous."""
-        _check_images(images, self._kept)
+        _check(images, self._chain.like)
         assert len(images) == self._size[0]
         self._layers[-1].outputs = out.data_ptr()
         self._call(images)
@@ -185,27 +221,50 @@ def pack(
     method: Method,
 ) -> Chain:
     """Layers for images [N, H, W, C] of this kind, height and width, however many."""
+    forms = _forms(images, kinds, kernels, method)
+    us = _rooms_for_kernels(forms, method)
+    for form, u, kernel in zip(forms, us, kernels, strict=True):
+        _pack_call(form, method, u)(_in_order(kernel), torch.get_num_threads())
+    return Chain(images[:0], method, forms, us, [bias.detach().contiguous() for bias in biases])
+
+
+def _forms(
+    images: torch.Tensor, kinds: Sequence[Kind], kernels: Sequence[torch.Tensor], method: Method
+) -> tuple[Form, ...]:
     assert images.dtype in (torch.uint8, method.values)
-    forms = forms_of(
+    return forms_of(
         tuple(images.shape[1:]), tuple(kernel.shape for kernel in kernels), tuple(kinds),
         as_bytes=images.dtype == torch.uint8, halves=method.halves,
     )  # fmt: skip
-    return Chain([
-        Packed(form, method, _pack_kernel(form, kernel, method), bias.detach().contiguous())
-        for form, kernel, bias in zip(forms, kernels, biases, strict=True)
-    ])  # fmt: skip
 
 
-def _pack_kernel(
-    form: Form, kernel: torch.Tensor, method: Method, *, turned: bool = False
-) -> torch.Tensor:
-    """U, or `turned` with channels and filters exchanged, which gradients of images need."""
+def _pack_call(
+    form: Form, method: Method, u: torch.Tensor, *, turned: bool = False
+) -> library.Prepared:
+    """Of a kernel and the number of threads; fills U, or `turned` with channels and filters
+    exchanged, which gradients of images need.
+    """
+    return library.Prepared(
+        f"{method.name}_pack_kernel", form.geometry, library.ADDRESS, u, turned, library.NUMBER
+    )
+
+
+def _in_order(kernel: torch.Tensor) -> torch.Tensor:
+    """[O, C, K, K] that lies in memory as O, rows, columns, channels."""
     assert kernel.dtype == torch.float32
-    kernel = kernel.detach().contiguous(memory_format=torch.channels_last)
-    u = kernel.new_empty(_packed_size(form, method), dtype=method.values)
-    name, threads = f"{method.name}_pack_kernel", torch.get_num_threads()
-    library.call(name, form.geometry, kernel, u, turned, threads)
-    return u
+    return kernel.detach().contiguous(memory_format=torch.channels_last)
+
+
+def _size_to_learn_from(form: Form, method: Method, images: int) -> Size:
+    """Of outputs that another layer takes; for matrix units [groups, H', W', 32, O]."""
+    height, width, channels = form.size()
+    if method != TILES:
+        return images, height, width, channels
+    return math.ceil(images / GROUP), height, width, GROUP, channels
+
+
+def _rooms_for_kernels(forms: Sequence[Form], method: Method) -> list[torch.Tensor]:
+    return [torch.empty(_packed_size(form, method), dtype=method.values) for form in forms]
 
 
 @functools.cache
@@ -221,26 +280,9 @@ def convolve(images: torch.Tensor, chain: Chain) -> torch.Tensor:
     return acting(images, acting.room())
 
 
-def convolve_to_learn(
-    images: torch.Tensor, chain: Chain, **rooms: Sequence[torch.Tensor | None]
-) -> torch.Tensor:
-    """The same; `rooms` are for what is to be kept of each layer, by its name in `Layer`."""
-    _check_images(images, chain.layers)
-    out = chain.layers[-1].room_for(images)
-    layers = chain.make_structs(**rooms)
-    layers[-1].outputs = out.data_ptr()
-    library.call(
-        f"{chain.layers[-1].method.name}_convolve", layers, len(layers), len(images), images,
-        _threads(len(images)),
-    )  # fmt: skip
-    return out
-
-
-def _check_images(images: torch.Tensor, layers: Sequence[Packed]) -> None:
-    first, dtype = layers[0].form.geometry, layers[-1].u.dtype
-    assert images.shape[1:] == (first.height, first.width, first.channels)
-    assert images.is_contiguous() and (images.dtype == torch.uint8) == first.bytes
-    assert images.dtype in (torch.uint8, dtype), (images.dtype, dtype)
+def _check(images: torch.Tensor, like: torch.Tensor) -> None:
+    assert images.shape[1:] == like.shape[1:] and images.dtype == like.dtype, images.shape
+    assert images.is_contiguous()
 
 
 def _layers(forms: Sequence[Form], **columns: Sequence[torch.Tensor | None]) -> ctypes.Array[Layer]:
@@ -250,8 +292,3 @@ def _layers(forms: Sequence[Form], **columns: Sequence[torch.Tensor | None]) -> 
         for layer, tensor in zip(layers, tensors, strict=True):
             setattr(layer, name, None if tensor is None else tensor.data_ptr())
     return layers
-
-
-def _threads(images: int) -> int:
-    assert images > 0, "every thread has an image"
-    return min(torch.get_num_threads(), images)

@@ -27,9 +27,8 @@ const float* widen(const Plan& p, const Pixel* image) {
     return to;
 }
 
-const float* widened_image(const Plan& p, const void* images, int n) {
-    if (p.bytes) return widen(p, static_cast<const uint8_t*>(images) + n * p.image());
-    return widen(p, static_cast<const float*>(images) + n * p.image());
+const float* widened_image(const Plan& p, const Images& images, int n) {
+    return p.bytes ? widen(p, images.at<uint8_t>(n)) : widen(p, images.at<float>(n));
 }
 
 // Outputs of M pixels beside each other, and of N vectors of filters.
@@ -81,14 +80,14 @@ void convolve_row(const Plan& p, const float* image, const float* u, const float
     }
 }
 
-void forward_directly(const Plan& p, const Layer<float>& layer, int images, const void* pixels,
+void forward_directly(const Plan& p, const Layer<float>& layer, int images, const Images& in,
                       const float*, float* out, uint8_t* winners) {
     const int width = p.out_channels;
     const size_t row = (size_t)p.out_width * width, passed = (size_t)p.passed_width() * width;
     float* kept = p.pooled ? unpooled.of(KEPT * row) : nullptr;
     const auto kept_at = [=](int y) { return kept + y % KEPT * row; };
     for (int n = 0; n < images; ++n, out += p.passed_on()) {
-        const float* image = widened_image(p, pixels, n);
+        const float* image = widened_image(p, in, n);
         for (int y = 0; y < p.out_height; ++y) {
             float* to = p.pooled ? kept_at(y) : out + y * row;
             const float* from = image + y * p.wide_row();
@@ -106,13 +105,13 @@ void forward_directly(const Plan& p, const Layer<float>& layer, int images, cons
 }
 
 // Adds to `du` [rows, side · channels, O] and `dbias`; a first layer's images have no gradient.
-void backward_directly(const Plan& p, const Layer<float>&, int images, const void* pixels,
+void backward_directly(const Plan& p, const Layer<float>&, int images, const Images& in,
                        const Behind& behind, float* du, float* dbias, const float*, float*) {
     const int width = p.out_channels, taps = p.kernel * p.channels;
     const size_t row = (size_t)p.out_width * width;
     float* of_image = unpooled.of(p.out_image());
     for (int n = 0; n < images; ++n) {
-        const float* image = widened_image(p, pixels, n);
+        const float* image = widened_image(p, in, n);
         const float* gradient = behind.gradient + n * p.passed_on();
         if (p.pooled) {
             unpool(p, 1, gradient, behind.winners + n * p.passed_on(), of_image);

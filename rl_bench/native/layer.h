@@ -49,20 +49,17 @@ void transform_gathered(const Plan& p, const Part& part, const Pixel* image, Scr
 
 // V of a block, which lasts until the next one's.
 template <int R, typename Value>
-Value* inputs_of(const Plan& p, const void* images, int start, int stop, int tile) {
+Value* inputs_of(const Plan& p, const Images& images, int start, int stop, int tile) {
     auto* v = reinterpret_cast<Value*>(inputs.of(p.inputs()));
-    const auto* floats = static_cast<const float*>(images);
-    const auto* bytes = static_cast<const uint8_t*>(images);
     for_images(p, start, stop, tile, [&](int n, const Part& part) {
-        const size_t at = n * p.image();
         if (p.bytes)
-            transform_gathered<R>(p, part, bytes + at, byte_grids, v);
+            transform_gathered<R>(p, part, images.at<uint8_t>(n), byte_grids, v);
         else if (p.gathered)
-            transform_gathered<R>(p, part, floats + at, grids, v);
+            transform_gathered<R>(p, part, images.at<float>(n), grids, v);
         else if (p.rectified)
-            transform_inputs<R, true>(p, part, cells_within(p, floats + at), v);
+            transform_inputs<R, true>(p, part, cells_within(p, images.at<float>(n)), v);
         else
-            transform_inputs<R, false>(p, part, cells_within(p, floats + at), v);
+            transform_inputs<R, false>(p, part, cells_within(p, images.at<float>(n)), v);
     });
     return v;
 }
@@ -83,12 +80,12 @@ void pool(const Plan& p, const float* image, float* out, uint8_t* winners) {
 
 // `added`, unless null, is added before the ReLU; `winners` may be null too.
 template <int R, typename Value>
-void forward(const Plan& p, const Layer<float>& layer, int images, const void* pixels, const float* added,
+void forward(const Plan& p, const Layer<float>& layer, int images, const Images& in, const float* added,
              float* out, uint8_t* winners) {
     for_blocks(p, images, [&](int start, int stop, int tile) {
         const int rows = rows_of(p, start, stop, tile), width = p.out_channels;
         const int depth = p.sums_of(p.depth);
-        const Value* v = inputs_of<R, Value>(p, pixels, start, stop, tile);
+        const Value* v = inputs_of<R, Value>(p, in, start, stop, tile);
         const auto* u = reinterpret_cast<const Value*>(layer.u);
         float* y = products.of(p.outputs());
         for (int k = 0; k < p.points; ++k)
@@ -134,7 +131,7 @@ void add_to_kernel(const Plan& p, int rows, const Pair* v, const Pair* dy, float
 // Adds to `du_transposed` and `dbias`; writes `dimages` unless null, and into them `skipped`, unless null: the
 // gradient that passes the layers of a residual block by.
 template <int R, typename Value>
-void backward(const Plan& p, const Layer<float>& layer, int images, const void* pixels,
+void backward(const Plan& p, const Layer<float>& layer, int images, const Images& in,
               const Behind& behind, float* du_transposed, float* dbias, const float* skipped,
               float* dimages) {
     for_blocks(p, images, [&](int start, int stop, int tile) {
@@ -144,7 +141,7 @@ void backward(const Plan& p, const Layer<float>& layer, int images, const void* 
                        unpooled_image(p, n - start));
         const int rows = rows_of(p, start, stop, tile), width = p.out_channels;
         const int depth = p.sums_of(width);
-        const Value* v = inputs_of<R, Value>(p, pixels, start, stop, tile);
+        const Value* v = inputs_of<R, Value>(p, in, start, stop, tile);
         auto* dy = reinterpret_cast<Value*>(products.of(p.outputs()));
         for_images(p, start, stop, tile, [&](int n, const Part& part) {
             const size_t at = n * p.out_image();
@@ -166,7 +163,7 @@ void backward(const Plan& p, const Layer<float>& layer, int images, const void* 
             if (part.start == 0) std::fill_n(image, p.image(), 0.0f);
             untransform_inputs<R>(p, part, dv, cells_within(p, image));
             if (part.stop < p.tiles) return;
-            if (p.rectified) rectify(static_cast<const float*>(pixels) + n * p.image(), image, p.image());
+            if (p.rectified) rectify(in.at<float>(n), image, p.image());
             if (skipped) add(skipped + n * p.image(), image, p.image());
         });
     });

@@ -24,7 +24,10 @@ if TYPE_CHECKING:
     import torch
 
 HERE = Path(__file__).resolve().parent
-SOURCES = ("winograd.cpp", "bfloat16.cpp", "dense.cpp", "losses.cpp", "adam.cpp", "stepping.cpp")
+SOURCES = (
+    "winograd.cpp", "bfloat16.cpp", "dense.cpp", "dense_learning.cpp", "losses.cpp", "adam.cpp",
+    "stepping.cpp",
+)  # fmt: skip
 FLAGS = (
     "-std=c++17", "-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fPIC",
     "-shared", "-fopenmp",
@@ -78,9 +81,10 @@ def load(path: Path | None = None) -> ctypes.CDLL:
 class Prepared:
     """A function of the library with arguments that are converted once, to be called often.
 
-    Those given as `ADDRESS` are tensors that come with each call, in their order; `returns` is the
-    C type of the result. To convert a dozen takes as long as a small layer. The others are kept
-    alive. For one thread at a time, as the addresses are kept here meanwhile.
+    Those given as `ADDRESS` are tensors that come with each call, or None, and `NUMBER` integers,
+    in their order; `returns` is the C type of the result. To convert a dozen takes as long as a
+    small layer. The others are kept alive. For one thread at a time, as what comes is kept here
+    meanwhile.
     """
 
     def __init__(self, name: str, *arguments: Any, returns: Any = None) -> None:
@@ -88,16 +92,16 @@ class Prepared:
         self._kept = arguments
         self._arguments = [_converted(argument) for argument in arguments]
         pairs = zip(arguments, self._arguments, strict=True)
-        self._addresses = [place for argument, place in pairs if argument is ADDRESS]
+        self._places = [place for given, place in pairs if given is ADDRESS or given is NUMBER]
 
-    def __call__(self, *tensors: torch.Tensor) -> Any:
-        """Of contiguous memory, which the caller's names keep alive meanwhile."""
-        for place, tensor in zip(self._addresses, tensors, strict=True):
-            place.value = tensor.data_ptr()
+    def __call__(self, *given: torch.Tensor | int | None) -> Any:
+        """Tensors of contiguous memory, which the caller's names keep alive meanwhile."""
+        for place, one in zip(self._places, given, strict=True):
+            place.value = one if one is None or isinstance(one, int) else one.data_ptr()
         return self._function(*self._arguments)
 
 
-ADDRESS = object()
+ADDRESS, NUMBER = object(), object()
 
 
 @functools.cache
@@ -123,6 +127,8 @@ def _converted(argument: Any) -> Any:
         return ctypes.c_float(argument)
     if argument is None or argument is ADDRESS:
         return ctypes.c_void_p()
+    if argument is NUMBER:
+        return ctypes.c_int32()
     if isinstance(argument, int):
         return ctypes.c_int32(argument)
     return ctypes.c_void_p(argument.data_ptr())

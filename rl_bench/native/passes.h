@@ -23,15 +23,14 @@ INLINE void advance_right(ptrdiff_t by) {
 }
 
 // What a first layer's products are taken from: [pixels, rows, channels], or images for strips.
-Bf16* source_of(const Shape& s, const Group& g, const void* images) {
-    const auto* halves = static_cast<const Bf16*>(images);
+Bf16* source_of(const Shape& s, const Group& g, const Images& images) {
     Bf16* source = sources.of(g.rows * (s.strips ? s.wide_image() : s.image()));
     if (s.bytes)
-        widen_images(s, g, static_cast<const uint8_t*>(images), source);
+        widen_images<uint8_t>(s, g, images, source);
     else if (s.strips)
-        widen_images(s, g, halves, source);
+        widen_images<Bf16>(s, g, images, source);
     else
-        fill_blocks(g, s.pixels(), s.channels, halves, source, [](Bf16x16 x, size_t) { return x; });
+        fill_blocks(g, s.pixels(), s.channels, images, source, [](Bf16x16 x, size_t, size_t) { return x; });
     return source;
 }
 

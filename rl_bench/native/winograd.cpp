@@ -39,10 +39,6 @@ void for_groups(const std::vector<Plan>& plans, int images, int threads, Group g
     });
 }
 
-const void* image_at(const Plan& p, const void* images, size_t n) {
-    return static_cast<const char*>(images) + n * p.image() * (p.bytes ? 1 : sizeof(float));
-}
-
 template <typename Value>
 Value* at_or_null(Value* from, size_t place) {
     return from ? from + place : nullptr;
@@ -110,12 +106,13 @@ extern "C" void winograd_pack_kernel(const Geometry* geometry, const float* kern
     p.halves ? pack<Pair>(p, kernel, u, turned, threads) : pack<float>(p, kernel, u, turned, threads);
 }
 
-// Fills the outputs of the last of `count` layers, and of those before it that have room for them.
+// Fills the outputs of the last of `count` layers, and of those before it that have room for them. The images are
+// the `chosen` ones of `pixels` or, where that is null, the first.
 extern "C" void winograd_convolve(const Layer<float>* layers, int32_t count, int32_t images,
-                                  const void* pixels, int32_t threads) {
+                                  const void* pixels, const int64_t* chosen, int32_t threads) {
     const auto plans = plans_of<Plan>(layers, count);
     for_groups(plans, images, threads, [&](int first, int some, int) {
-        const void* in = image_at(plans[0], pixels, first);
+        Images in{pixels, plans[0].image(), chosen, (size_t)first};
         const float* before = nullptr;  // what the layer before took
         for (int l = 0; l < count; ++l) {
             const Plan& p = plans[l];
@@ -124,15 +121,15 @@ extern "C" void winograd_convolve(const Layer<float>* layers, int32_t count, int
             if (!out) out = between[l % 3].of(some * p.passed_on());
             forward_of(p)(p, layers[l], some, in, layers[l].residual ? before : nullptr, out,
                           at_or_null(layers[l].winners, at));
-            before = static_cast<const float*>(in), in = out;
+            before = static_cast<const float*>(in.first), in = {out, p.passed_on()};
         }
     });
 }
 
 // Gradients of kernels and biases and, unless null, of the images, of the `gradient` of the last outputs.
 extern "C" void winograd_convolve_backward(const Layer<float>* layers, int32_t count, int32_t images,
-                                  const void* pixels, const float* gradient, float* dimages,
-                                  int32_t threads) {
+                                  const void* pixels, const int64_t* chosen, const float* gradient,
+                                  float* dimages, int32_t threads) {
     const auto plans = plans_of<Plan>(layers, count);
     images = learned(images, plans, gradient, dimages);
     threads = std::min(threads, images);
@@ -142,7 +139,8 @@ extern "C" void winograd_convolve_backward(const Layer<float>* layers, int32_t c
         const float* skipped = nullptr;  // the gradient behind a residual block, in its second layer
         for (int l = count - 1; l >= 0; --l) {
             const Plan& p = plans[l];
-            const void* in = image_at(p, l ? layers[l - 1].outputs : pixels, first);
+            const Images in{l ? layers[l - 1].outputs : pixels, p.image(), l ? nullptr : chosen,
+                            (size_t)first};
             float* before = l ? between[l % 3].of(some * p.image())
                               : at_or_null(dimages, first * p.image());
             float* du = sums.of(l, thread);

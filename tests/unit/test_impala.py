@@ -1,6 +1,7 @@
 """The IMPALA update: its loss and gradient by hand, its minibatches, its optimisers, its guards."""
 
 import copy
+import dataclasses
 import math
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 import torch
 from gymnasium.spaces import Box, Discrete
 
-from rl_bench.agents.impala import IMPALA
+from rl_bench.agents.impala import IMPALA, Unrolls
 from rl_bench.config import ImpalaConfig, TrainingConfig
 from rl_bench.errors import TrainingError
 from rl_bench.nets import ActorCritic
@@ -24,6 +25,11 @@ def make_agent(training=None, actions=None, **changes):
     net = ActorCritic(SPACE, actions or Discrete(2))
     config = ImpalaConfig(**{"unroll_length": 4, **changes})
     return IMPALA(net, config, TrainingConfig(**settings), seed=0)
+
+
+def whole(trajectory):
+    """All of it, as one unroll of each environment."""
+    return Unrolls.of(trajectory, trajectory.n_steps, torch.arange(trajectory.num_envs))
 
 
 def make_trajectory(n_steps=8, num_envs=4, actions=None):
@@ -71,7 +77,7 @@ def test_loss_and_gradient_by_hand():
     batch.actions.zero_()
     batch.rewards[:, 0] = torch.tensor([1.0, 2.0])
     batch.behaviour_log_probs[:, 0] = torch.tensor([math.log(3 / 8), 0.0])
-    losses = agent.gradient.objective.losses(batch)
+    losses = agent.gradient.objective.losses(whole(batch))
     advantage = (1.0625 + 1.125) / 2
     entropy = math.log(4) - 0.75 * math.log(3)
     value_loss = 0.5 * (1.0625**2 + 1.125**2) / 2
@@ -115,7 +121,7 @@ def test_everything_reaches_the_targets():
     raw.behaviour_log_probs[:] = -2 * torch.rand(6, 5, generator=g)
     scaled = torch.randn(6, 5, generator=g)
     objective = agent.gradient.objective
-    batch = objective.batch(raw, {"rewards": scaled})
+    batch = whole(objective.batch(raw, {"rewards": scaled}))
     losses = objective.losses(batch)
 
     log_probs = torch.where(raw.actions == 0, math.log(0.75), math.log(0.25)).double()
@@ -177,14 +183,14 @@ def test_what_has_been_followed_far_enough_is_left_alone():
         batch.actions.zero_()
         batch.rewards[0] = torch.tensor([3.0, -3.0] * 4)
         batch.behaviour_log_probs[0] = math.log(0.75) - ratios.log()
-        losses = agent.gradient.objective.losses(batch)
+        losses = agent.gradient.objective.losses(whole(batch))
         losses["train/loss"].backward()
         gradients.append(net.head.dense.bias.grad[0].item())
         assert losses["train/clip_fraction"].item() == (0.25 if clip_range else 0.0)
     weights = ratios.clamp(max=1.0) * batch.rewards[0]
-    whole = -0.25 * weights.mean().item()
+    every = -0.25 * weights.mean().item()
     without = -0.25 * (weights.sum() - weights[0] - weights[5]).item() / 8
-    assert gradients == pytest.approx([without, whole], rel=1e-4)
+    assert gradients == pytest.approx([without, every], rel=1e-4)
 
 
 def test_unrolls_are_the_pieces_of_the_trajectory_and_join_at_their_ends():
@@ -192,19 +198,24 @@ def test_unrolls_are_the_pieces_of_the_trajectory_and_join_at_their_ends():
     trajectory = make_trajectory(12, 3)
     trajectory.obs[..., 0] = torch.arange(13.0).unsqueeze(1)
     trajectory.obs[..., 1] = torch.arange(3.0)
-    trajectory.rewards[:] = torch.arange(36.0).view(12, 3)
-    trajectory.policy_version[:] = torch.tensor([5, 6, 7])
+    for name in ("rewards", "behaviour_log_probs", "final_values"):
+        getattr(trajectory, name)[:] = torch.arange(36.0).view(12, 3)
+    trajectory.actions[:] = torch.arange(36).view(12, 3)
+    trajectory.terminated[:] = trajectory.rewards % 2 == 0
+    trajectory.truncated[:] = trajectory.rewards % 3 == 0
+    trajectory.behaviour_values[:] = torch.arange(39.0).view(13, 3)
     for index in (torch.arange(9), torch.tensor([7, 2, 3])):
-        pieces = trajectory.unrolls(4, index)
-        assert (pieces.n_steps, pieces.num_envs) == (4, len(index))
+        pieces = Unrolls.of(trajectory, 4, index)
+        obs = pieces.obs[pieces.chosen].unflatten(0, (5, len(index)))
         for column, i in enumerate(index.tolist()):
             start, env = i // 3 * 4, i % 3
-            assert torch.equal(pieces.obs[:, column], trajectory.obs[start : start + 5, env])
-            assert torch.equal(pieces.rewards[:, column], trajectory.rewards[start:, env][:4])
-            assert pieces.policy_version[column] == 5 + env
-    assert sorted(trajectory.unrolls(4, torch.arange(9)).rewards.flatten().tolist()) == list(
-        range(36)
-    )
+            assert torch.equal(obs[:, column], trajectory.obs[start : start + 5, env])
+            for field in dataclasses.fields(Unrolls)[2:]:
+                mine = getattr(pieces, field.name)[:, column]
+                assert torch.equal(mine, getattr(trajectory, field.name)[start:, env][: len(mine)])
+                assert len(mine) == 4 + (field.name == "behaviour_values")
+    rewards = Unrolls.of(trajectory, 4, torch.arange(9)).rewards
+    assert sorted(rewards.flatten().tolist()) == list(range(36))
 
 
 def test_each_unroll_is_learned_from_once_in_a_new_order():
@@ -225,10 +236,10 @@ def test_update_improves_its_objective_and_reports_every_metric(optimiser):
     trajectory = make_trajectory()
     trajectory.truncated[3, 1] = trajectory.terminated[5, 2] = True
     objective = agent.gradient.objective
-    before = objective.losses(trajectory)["train/value_loss"].item()
+    before = objective.losses(whole(trajectory))["train/value_loss"].item()
     for _ in range(5):
         metrics = agent.update(trajectory, progress=0.0)
-    assert objective.losses(trajectory)["train/value_loss"].item() < before
+    assert objective.losses(whole(trajectory))["train/value_loss"].item() < before
     assert metrics["train/minibatches"] == 1
     assert set(metrics) >= {
         "train/policy_loss", "train/value_loss", "train/entropy_loss", "train/approx_kl",

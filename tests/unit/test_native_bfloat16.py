@@ -42,7 +42,8 @@ def libraries(tmp_path_factory):
         path = directory / f"{unit}.so"
         if not path.exists():
             flags = [f"-DUNIT={UNITS[unit]}", "-include", str(EMULATION), *library._limits()]
-            sources = [str(library.HERE / name) for name in ("bfloat16.cpp", "dense.cpp")]
+            names = ("bfloat16.cpp", "dense.cpp", "dense_learning.cpp")
+            sources = [str(library.HERE / name) for name in names]
             library._run(["g++", *library.FLAGS, *flags, *sources, "-o", str(path)], 120.0)
         return ctypes.CDLL(str(path))
 

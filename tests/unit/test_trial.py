@@ -14,7 +14,7 @@ from rl_bench.benchmark import resolve
 from rl_bench.benchmark.mode import Mode
 from rl_bench.config import Config
 from rl_bench.errors import ConfigError
-from rl_bench.native import dense, library
+from rl_bench.native import convolution, dense, library
 from tests.unit.test_native import needs_compiler, needs_wide_vectors
 
 FASTER, SLOWER, WRONG = (
@@ -129,14 +129,9 @@ def test_the_trial_finds_native_layers_right(encoder):
 
 @needs_compiler
 def test_the_trial_finds_wrong_gradients(monkeypatch):
-    call = library.call
-
-    def wrong(name, *arguments, **returns):
-        if name == "winograd_convolve_backward":
-            arguments[4].neg_()  # the gradient that comes from behind
-        return call(name, *arguments, **returns)
-
-    monkeypatch.setattr(library, "call", wrong)
+    backward = convolution.Learning.backward
+    wrong = lambda self, gradient: backward(self, -gradient)  # noqa: E731
+    monkeypatch.setattr(convolution.Learning, "backward", wrong)
     assert "differ from torch's" in trial.compare("fp32", "nature")["failed"]
 
 

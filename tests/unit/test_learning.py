@@ -1,0 +1,124 @@
+"""Networks that are learned from natively, and what they keep from one gradient to the next."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from gymnasium.spaces import Box, Discrete
+
+from rl_bench.nets import IMAGE_ENCODERS, ActorCritic
+from tests.unit.test_native import needs_compiler
+
+pytestmark = needs_compiler
+BYTES = Box(0, 255, (64, 64, 3), np.uint8)
+FLOATS = Box(-1, 1, (64, 64, 3), np.float32)
+COUNTS = 9, 4, 9, 20  # fewer, as many, and more than before
+
+
+def make_net(space=BYTES, kernels="native", **settings):
+    torch.manual_seed(0)
+    return ActorCritic(space, Discrete(5), kernels=kernels, **settings)
+
+
+def random_frames(count, space=BYTES):
+    generator = torch.Generator().manual_seed(count)
+    frames = torch.randint(0, 256, (count, 64, 64, 3), generator=generator, dtype=torch.uint8)
+    return frames if space is BYTES else frames / 128.0 - 1.0
+
+
+def loss_of(outputs):
+    policy, values = outputs
+    return policy[:, 0].sum() + values.square().sum()
+
+
+def gradients_of(net, *given):
+    net.zero_grad()
+    loss_of(net(*given)).backward()
+    return [p.grad for p in net.parameters()]
+
+
+def assert_near(ours, theirs):
+    for mine, other in zip(ours, theirs, strict=True):
+        # Rounding decides which of two pixels is a pool's largest.
+        assert (mine - other).norm() < 1e-2 * other.norm()
+
+
+@pytest.mark.parametrize("space", [BYTES, FLOATS])
+@pytest.mark.parametrize("encoder", IMAGE_ENCODERS)
+def test_gradients_are_torchs_for_any_number_of_frames(encoder, space):
+    # Breaks when: what a larger or a smaller minibatch left behind is taken for this one's.
+    native, plain = (make_net(space, kernels, encoder=encoder) for kernels in ("native", "torch"))
+    for count in COUNTS:
+        frames = random_frames(count, space)
+        assert_near(gradients_of(native, frames), gradients_of(plain, frames))
+
+
+@pytest.mark.parametrize("hidden_size", [512, 100])
+def test_a_layer_that_only_torch_can_learn_from_is_its(hidden_size):
+    native, plain = (make_net(kernels=k, hidden_size=hidden_size) for k in ("native", "torch"))
+    frames = random_frames(6)
+    assert_near(gradients_of(native, frames), gradients_of(plain, frames))
+
+
+@pytest.mark.parametrize("space", [BYTES, FLOATS])
+@pytest.mark.parametrize("kernels", ["native", "torch"])
+@pytest.mark.parametrize("encoder", IMAGE_ENCODERS)
+def test_chosen_frames_are_as_good_as_copies(encoder, kernels, space):
+    # Breaks when: a frame's gradient is taken of another frame, or the indices reach a later layer.
+    net, frames = make_net(space, kernels, encoder=encoder), random_frames(30, space)
+    for chosen in (torch.tensor([29, 3, 3, 0, 17, 8, 25]), torch.arange(29, -1, -1)):
+        copied = gradients_of(net, frames[chosen])
+        assert all(map(torch.equal, gradients_of(net, frames, chosen), copied))
+        with torch.no_grad():
+            assert all(map(torch.equal, net(frames, chosen), net(frames[chosen])))
+
+
+def test_vectors_are_chosen_too():
+    torch.manual_seed(0)
+    net, vectors = ActorCritic(Box(-1, 1, (3,)), Discrete(5)), torch.randn(9, 3)
+    chosen = torch.tensor([7, 2, 2])
+    assert all(map(torch.equal, net(vectors, chosen), net(vectors[chosen])))
+
+
+def test_a_pass_between_forward_and_backward_disturbs_nothing():
+    # Breaks when: two passes share their memory.
+    net, frames, others = make_net(), random_frames(9), random_frames(7)
+    alone = gradients_of(net, frames)
+    net.zero_grad()
+    outputs = net(frames)
+    gradients_of(net, others)
+    with torch.no_grad():
+        net(others)
+    net.zero_grad()
+    loss_of(outputs).backward()
+    assert all(torch.equal(p.grad, g) for p, g in zip(net.parameters(), alone, strict=True))
+
+
+def test_gradients_add_up_and_are_nobody_elses_memory():
+    # Breaks when: a parameter's gradient is what the next pass writes into.
+    net, frames = make_net(), random_frames(9)
+    once = [g.clone() for g in gradients_of(net, frames)]
+    loss_of(net(frames)).backward()
+    for p, g in zip(net.parameters(), once, strict=True):
+        torch.testing.assert_close(p.grad, 2 * g)
+
+
+def test_copies_begin_without_what_was_made_ready():
+    net, frames = make_net(), random_frames(5)
+    before = gradients_of(net, frames)
+    for other in (copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
+        assert all(map(torch.equal, gradients_of(other, frames), before))
+
+
+def test_weights_are_followed_wherever_they_lie():
+    # Breaks when: an address of a parameter is kept; those in shared memory are swapped in later.
+    net, frames = make_net(), random_frames(5)
+    gradients_of(net, frames)
+    for p in net.parameters():
+        p.data = p.detach() * 0.5
+    moved = copy.deepcopy(net)
+    assert all(map(torch.equal, gradients_of(net, frames), gradients_of(moved, frames)))
