@@ -1,12 +1,13 @@
-"""Learning from images with everything made ready: an encoder's features, and their gradient.
+"""Learning from images with everything made ready: outputs of a network, and their gradient.
 
-Modules, small tensors and a step of autograd for each layer take as long as a tenth of a minibatch
-of 256 frames, during which other threads wait.
+Between products, little of what modules, autograd and small tensors need is left in the caches:
+with them a minibatch of 256 frames takes a tenth longer, in which other threads wait (measured on a
+Zen 4 with two threads).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -19,10 +20,11 @@ from rl_bench.native.method import method_of
 
 
 class Learning:
-    """Native `stages` and a dense layer, with room for up to `room` frames like `like`.
+    """Frames → features, and a gradient of these → those of the parameters.
 
-    Computed in `dtype`; `rectified` says whether a ReLU comes before the dense layer. The gradient
-    is that of the frames that went through last.
+    Of native `stages` and a dense layer, for up to `room` frames like `like`. Computed in `dtype`;
+    `rectified` says whether a ReLU comes before the dense layer. What it gives lies in memory of
+    its own, and is good until the next time.
     """
 
     def __init__(
@@ -37,6 +39,8 @@ class Learning:
     ) -> None:
         method = method_of(dtype)
         self.room = room
+        of_stages = (p for stage in stages for p in parameters_of(stage))
+        self.parameters = [*of_stages, last.weight, last.bias]
         self._stages: list[convolution.Learning] = []
         for stage in stages:
             kernels = [conv.weight for conv, _ in stage]
@@ -47,95 +51,130 @@ class Learning:
             like = learning.out
         self._rectified = rectified
         learns = dense.learns(last.weight, dtype)
-        self._last = dense.Learning(last.weight, dtype) if learns else _Last(last.weight, dtype)
+        self._last = (dense.Learning if learns else _Last)(last.weight, dtype, room)
 
-    def forward(
-        self, frames: torch.Tensor, chosen: torch.Tensor | None, parameters: Sequence[torch.Tensor]
-    ) -> torch.Tensor:
-        """Features [N, F] of the frames, or of those at the indices `chosen`.
-
-        `parameters` are weights and biases, layer by layer.
-        """
-        x, (*of_stages, weight, bias) = frames, parameters
+    def forward(self, frames: torch.Tensor, chosen: torch.Tensor | None) -> torch.Tensor:
+        """Features [N, F] float32 of the frames, or of those at the indices `chosen`."""
+        x, first = frames, 0
         for stage in self._stages:
-            count = len(stage.gradients)
-            mine, of_stages = of_stages[:count], of_stages[count:]
+            mine = self.parameters[first : first + len(stage.gradients)]
             x = stage.forward(x, mine[::2], mine[1::2], chosen)
-            chosen = None
+            first, chosen = first + len(mine), None
         self._passed = x
-        x = F.relu(x) if self._rectified else x
-        return self._last.forward(x.flatten(1), weight, bias)
+        self._x = (F.relu(x) if self._rectified else x).flatten(1)
+        return self._last.forward(self._x, *self.parameters[-2:])
 
-    def backward(self, gradient: torch.Tensor) -> Iterator[torch.Tensor]:
-        """The gradients of parameters, of that of the features."""
-        flat, *of_last = self._last.backward(gradient)
+    def backward(self, gradient: torch.Tensor, *, add: bool) -> list[torch.Tensor]:
+        """Of that of the features those of `parameters`, added to those of before on demand."""
+        flat, *of_last = self._last.backward(self._x, self.parameters[-2], gradient, add=add)
         dx: torch.Tensor | None = flat.view_as(self._passed)
         if self._rectified:
             dx = torch.ops.aten.threshold_backward.default(dx, self._passed, 0.0)
         for stage in reversed(self._stages):
             assert dx is not None, "each stage but the first has a gradient of what it took"
-            dx = stage.backward(dx)
-        for stage in self._stages:
-            yield from (g.clone() for g in stage.gradients)
-        yield from of_last
+            dx = stage.backward(dx, add=add)
+        return [*(g for stage in self._stages for g in stage.gradients), *of_last]
 
 
 class _Last:
     """The dense layer with its ReLU as torch computes it, as fast where there is a matrix unit."""
 
-    def __init__(self, like: torch.Tensor, dtype: torch.dtype) -> None:
-        self._weight = torch.empty_like(like, dtype=dtype)
+    def __init__(self, like: torch.Tensor, dtype: torch.dtype, room: int) -> None:
+        self._weight = torch.empty_like(like, dtype=dtype, requires_grad=False)
+        self._gradients = torch.zeros_like(like), like.new_zeros(len(like))
 
     def forward(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-        self._dtype, dtype = x.dtype, self._weight.dtype
+        dtype = self._weight.dtype
         self._x, self._weight = x.to(dtype), self._weight.copy_(weight)
         self._out = F.linear(self._x, self._weight, bias.to(dtype)).relu_()
         return self._out.float()
 
-    def backward(self, gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def backward(
+        self, x: torch.Tensor, weight: torch.Tensor, gradient: torch.Tensor, *, add: bool
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         dtype = self._weight.dtype
         dy = torch.ops.aten.threshold_backward.default(gradient.to(dtype), self._out, 0.0)
-        dx, dweight = dy.mm(self._weight), dy.t().mm(self._x)
-        return dx.to(self._dtype), dweight.float(), dy.sum(0).float()
+        found = dy.t().mm(self._x), dy.sum(0)
+        for mine, one in zip(self._gradients, found, strict=True):
+            mine.add_(one) if add else mine.copy_(one)
+        return dy.mm(self._weight).to(x.dtype), *self._gradients
+
+
+class LearningOutputs:
+    """Frames → policy over discrete actions and values, and their gradient → parameters'."""
+
+    def __init__(self, encoder: Learning, policy: Dense, value: Dense) -> None:
+        self.encoder = encoder
+        parameters = policy.weight, policy.bias, value.weight, value.bias
+        self._of_heads = parameters
+        actions, features = policy.weight.shape
+        self._heads = dense.LearningHeads(features, actions, encoder.room)
+        self._gradients: list[torch.Tensor] = []
+
+    @property
+    def room(self) -> int:
+        return self.encoder.room
+
+    @torch.no_grad()
+    def forward(
+        self, frames: torch.Tensor, chosen: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Log-probabilities [N, A] and values [N]; good until the next time."""
+        self._features = self.encoder.forward(frames, chosen)
+        return self._heads.forward(self._features, self._of_heads)
+
+    @torch.no_grad()
+    def backward(self, dpolicy: torch.Tensor, dvalues: torch.Tensor) -> None:
+        """Add the gradient to those of the parameters, which are given the memory for it."""
+        parameters = *self.encoder.parameters, *self._of_heads
+        mine = self._gradients and parameters[-1].grad is self._gradients[-1]
+        gradient, *of_heads = self._heads.backward(
+            self._features, self._of_heads, dpolicy, dvalues, add=bool(mine)
+        )
+        self._gradients = [*self.encoder.backward(gradient, add=bool(mine)), *of_heads]
+        for parameter, found in zip(parameters, self._gradients, strict=True):
+            if parameter.grad is None:
+                parameter.grad = found
+            elif parameter.grad is not found:
+                parameter.grad.add_(found)
 
 
 class Kept:
-    """What was made ready, from one gradient to the next. Copies of an encoder begin without."""
+    """What was made ready, from one gradient to the next. Copies of a network begin without."""
 
     def __init__(self) -> None:
-        self.learning: Learning | None = None
+        self.ready: Any = None
         self._kind: Any = None
 
     def __reduce__(self) -> Any:
         return Kept, ()
 
-    def features(
-        self,
-        stages: Sequence[Sequence[Link]],
-        last: Dense,
-        frames: torch.Tensor,
-        chosen: torch.Tensor | None,
-        *,
-        rectified: bool,
-        dtype: torch.dtype,
-    ) -> torch.Tensor:
-        """Features of frames [N, H, W, C], or of those at the indices `chosen`, [N, F] float32."""
-        if frames.dtype != torch.uint8:  # bytes are taken as they are, and divided there
-            frames = frames if chosen is None else frames.index_select(0, chosen)
-            frames, chosen = frames.to(method_of(dtype).values), None
-        count = len(frames if chosen is None else chosen)
-        kind = frames.shape[1:], frames.dtype, dtype
-        learning, self.learning = self.learning, None  # another forward pass must not disturb it
-        if learning is None or self._kind != kind or learning.room < count:
-            learning = Learning(stages, last, frames, rectified=rectified, dtype=dtype, room=count)
-            self._kind = kind
-        parameters = [p for stage in stages for p in parameters_of(stage)]
-        parameters += last.weight, last.bias
-        return Features.apply(frames.contiguous(), chosen, self, learning, *parameters)
+    def take(self, kind: Any, rows: int, make: Callable[[], Any]) -> Any:
+        """What is for this kind of frames, and for so many or more, made where it is not there.
+
+        It is given back after the gradient: another forward pass meanwhile must not disturb it.
+        """
+        ready, self.ready = self.ready, None
+        if ready is None or self._kind != kind or ready.room < rows:
+            ready, self._kind = make(), kind
+        return ready
+
+    def give_back(self, ready: Any) -> None:
+        self.ready = ready
+
+
+def as_taken(
+    frames: torch.Tensor, chosen: torch.Tensor | None, dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Frames as layers take them, and which of them, if not all."""
+    if frames.dtype != torch.uint8:  # bytes are taken as they are, and divided there
+        frames = frames if chosen is None else frames.index_select(0, chosen)
+        frames, chosen = frames.to(method_of(dtype).values), None
+    return frames.contiguous(), chosen
 
 
 class Features(torch.autograd.Function):
-    """As of `Learning`, which is given back with the gradient."""
+    """Those of `Learning`, for whatever comes behind them."""
 
     @staticmethod
     def forward(
@@ -147,11 +186,11 @@ class Features(torch.autograd.Function):
         *parameters: torch.Tensor,
     ) -> torch.Tensor:
         ctx.kept, ctx.learning = kept, learning
-        return learning.forward(frames, chosen, parameters)
+        return learning.forward(frames, chosen).clone()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        found = (*ctx.learning.backward(gradient),)
-        ctx.kept.learning = ctx.learning
-        return None, None, None, None, *found
+        found = ctx.learning.backward(gradient.contiguous(), add=False)
+        ctx.kept.give_back(ctx.learning)
+        return None, None, None, None, *(g.clone() for g in found)

@@ -25,7 +25,7 @@ from rl_bench.acting import Acting
 from rl_bench.errors import ConfigError
 from rl_bench.heads import CategoricalHead, make_head
 from rl_bench.layers import Conv, Dense, Link, PixelConv, can_pack, convolve, packable
-from rl_bench.learning import Kept
+from rl_bench.learning import Features, Kept, Learning, LearningOutputs, as_taken
 from rl_bench.native import dense
 from rl_bench.native.method import method_of
 
@@ -56,14 +56,22 @@ class ImageEncoder(nn.Module):
         """Features of the frames, or of those at the indices `chosen`."""
         first, _ = self.stages[0][0]
         if first.native and not first.packs and torch.is_grad_enabled():
-            return self._kept.features(
-                self.stages, self.dense, frames, chosen, rectified=self.rectified, dtype=dtype
-            )
+            frames, chosen = as_taken(frames, chosen, dtype)
+            rows = len(frames if chosen is None else chosen)
+            kind = frames.shape[1:], frames.dtype, dtype
+            learning = self._kept.take(kind, rows, lambda: self.learning(frames, dtype, rows))
+            return Features.apply(frames, chosen, self._kept, learning, *learning.parameters)
         x = frames if chosen is None else frames.index_select(0, chosen)
         for stage in self.stages:
             x = convolve(x, *stage, dtype=dtype)
         x = F.relu(x) if self.rectified else x
         return self.dense(flatten_channels_last(x).to(dtype), relu=True)
+
+    def learning(self, frames: torch.Tensor, dtype: torch.dtype, room: int) -> Learning:
+        """Made ready for up to `room` frames like these; of native layers."""
+        return Learning(
+            self.stages, self.dense, frames, rectified=self.rectified, dtype=dtype, room=room
+        )
 
 
 class NatureEncoder(ImageEncoder):
@@ -186,6 +194,7 @@ class ActorCritic(nn.Module):
         features = _last_layer_size(self.encoder)
         self.head = make_head(action_space, features)
         self.value = Dense(features, 1)
+        self._kept = Kept()
         self._acting: tuple[tuple[Any, ...], Acting] | None = None
         self._initialise()
         self.kernels = kernels if shared else "torch"
@@ -195,9 +204,14 @@ class ActorCritic(nn.Module):
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     @property
-    def has_native_losses(self) -> bool:
-        """Whether `rl_bench.native` can compute its losses, and choose its actions."""
+    def acts_natively(self) -> bool:
+        """Whether `rl_bench.native` can choose its actions."""
         return self.kernels == "native" and isinstance(self.head, CategoricalHead)
+
+    @property
+    def learns_natively(self) -> bool:
+        """Whether it has `forward_to_learn` and `backward`."""
+        return self.acts_natively and self.value.in_features % dense.INPUTS == 0
 
     def forward(
         self, obs: torch.Tensor, chosen: torch.Tensor | None = None
@@ -210,12 +224,27 @@ class ActorCritic(nn.Module):
         value_features = features
         if self.value_encoder is not None:
             value_features = self.value_encoder(obs, self.dtype, chosen).float()
-        elif self.has_native_losses and features.shape[1] % dense.INPUTS == 0:
-            policy, value = self.head.dense, self.value
-            return dense.PolicyAndValue.apply(
-                features, policy.weight, policy.bias, value.weight, value.bias
-            )
         return self.head(features), self.value(value_features).squeeze(-1)
+
+    def forward_to_learn(
+        self, obs: torch.Tensor, chosen: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """What `forward` gives, without autograd: good until the next time, and for `backward`."""
+        frames, rows = as_taken(obs, chosen, self.dtype)
+        kind = frames.shape[1:], frames.dtype, torch.get_num_threads()
+
+        def make() -> LearningOutputs:
+            assert isinstance(self.encoder, ImageEncoder)
+            encoder = self.encoder.learning(frames, self.dtype, len(chosen))
+            return LearningOutputs(encoder, self.head.dense, self.value)
+
+        ready: LearningOutputs = self._kept.take(kind, len(chosen), make)
+        self._kept.give_back(ready)
+        return ready.forward(frames, rows)
+
+    def backward(self, dpolicy: torch.Tensor, dvalues: torch.Tensor) -> None:
+        """Add the gradient of what `forward_to_learn` gave last to those of the parameters."""
+        self._kept.ready.backward(dpolicy, dvalues)
 
     def act(
         self, obs: torch.Tensor, noise: torch.Tensor
@@ -225,7 +254,7 @@ class ActorCritic(nn.Module):
         To be called of an acting copy, in inference mode. What it returns is good until the next
         call.
         """
-        if self.has_native_losses:
+        if self.acts_natively:
             assert not self.training, "the weights of an acting copy change with load_weights only"
             frames = obs if obs.dtype == torch.uint8 else obs.to(method_of(self.dtype).values)
             return self._acting_on(frames)(frames, noise)

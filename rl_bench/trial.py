@@ -118,12 +118,17 @@ def compare(precision: str, encoder: str) -> dict[str, Any]:
         torch.manual_seed(0)
         return ActorCritic(*spaces, encoder=encoder, precision=precision, kernels=kernels)
 
-    directions = torch.randn(len(frames), 15)  # of log-probabilities; of values it is upwards
+    # Of log-probabilities, one for each action; values go upwards.
+    directions, every = torch.randn(len(frames), 15), torch.arange(len(frames))
 
     def gradient(net: ActorCritic) -> list[torch.Tensor]:
         net.zero_grad()
-        policy, values = net(frames)
-        ((policy * directions).sum() + values.sum()).backward()
+        if net.learns_natively:
+            _, values = net.forward_to_learn(frames, every)
+            net.backward(directions, torch.ones_like(values))
+        else:
+            policy, values = net(frames)
+            ((policy * directions).sum() + values.sum()).backward()
         return [p.grad for p in net.parameters() if p.grad is not None]
 
     def acting(net: ActorCritic) -> list[torch.Tensor]:

@@ -46,11 +46,13 @@ def add_gradient(objective: Any, batch: Any, weight: float) -> Metrics:
     """Add `weight` times the gradient of the loss of `batch`, natively where the network can.
 
     `objective` has the loss twice: `losses` in terms of torch, which is the definition, and
-    `native_loss`, whose gradient is computed with it and weighed already.
+    `native_loss`, which gives the gradients of policy and values, weighed already, with it.
     """
-    if objective.net.has_native_losses:
-        loss, metrics = objective.native_loss(batch, weight)
-        loss.backward()
+    net = objective.net
+    if net.learns_natively:
+        outputs = net.forward_to_learn(batch.obs, batch.chosen)
+        gradients, metrics = objective.native_loss(batch, *outputs, weight)
+        net.backward(*gradients)
         return {f"train/{name}": weight * value for name, value in metrics.items()}
     losses = objective.losses(batch)
     (losses["train/loss"] * weight).backward()

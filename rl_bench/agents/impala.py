@@ -22,7 +22,7 @@ from rl_bench.agents.gradient import (
 from rl_bench.agents.learner import Learner
 from rl_bench.agents.optimisers import Optimiser, RMSProp, make_adam
 from rl_bench.config import ImpalaConfig, TrainingConfig
-from rl_bench.native.losses import Terms, VTraceSettings, vtrace_objective
+from rl_bench.native.losses import Gradients, Terms, VTraceSettings, vtrace_objective
 from rl_bench.nets import ActorCritic
 from rl_bench.ops.losses import approximate_kl, value_loss
 from rl_bench.ops.returns import vtrace
@@ -31,20 +31,13 @@ from rl_bench.types import Trajectory
 
 @dataclass
 class Unrolls:
-    """Pieces of T steps of trajectories, side by side, with the fields of `Trajectory`: [T, B].
+    """Pieces of T steps of a trajectory, side by side, of which nothing is copied yet.
 
-    Beside all observations [N, *] it says which are `chosen` [(T + 1) · B]: frames need no copy.
+    `rows` [T + 1, K] are their places in it, counted through time and environments.
     """
 
-    obs: torch.Tensor
-    chosen: torch.Tensor
-    actions: torch.Tensor
-    rewards: torch.Tensor
-    terminated: torch.Tensor
-    truncated: torch.Tensor
-    behaviour_log_probs: torch.Tensor
-    behaviour_values: torch.Tensor
-    final_values: torch.Tensor
+    trajectory: Trajectory
+    rows: torch.Tensor
 
     @classmethod
     def of(cls, trajectory: Trajectory, length: int, index: torch.Tensor) -> Unrolls:
@@ -54,19 +47,20 @@ class Unrolls:
         """
         width = trajectory.num_envs
         starts = torch.div(index, width, rounding_mode="floor") * (length * width) + index % width
-        rows = starts + width * torch.arange(length + 1).unsqueeze(1)
-        steps = rows[:-1]
-        return cls(
-            obs=trajectory.obs.flatten(0, 1),
-            chosen=rows.flatten(),
-            actions=trajectory.actions.flatten(0, 1)[steps],
-            rewards=trajectory.rewards.take(steps),
-            terminated=trajectory.terminated.take(steps),
-            truncated=trajectory.truncated.take(steps),
-            behaviour_log_probs=trajectory.behaviour_log_probs.take(steps),
-            behaviour_values=trajectory.behaviour_values.take(rows),
-            final_values=trajectory.final_values.take(steps),
-        )
+        return cls(trajectory, starts + width * torch.arange(length + 1).unsqueeze(1))
+
+    @property
+    def obs(self) -> torch.Tensor:
+        """All of the trajectory's, [N, *], of which some are `chosen` [(T + 1) · K]."""
+        return self.trajectory.obs.flatten(0, 1)
+
+    @property
+    def chosen(self) -> torch.Tensor:
+        return self.rows.flatten()
+
+    def steps(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The rows of these steps, [T, K, *], of a tensor that has one for each, [S, B, *]."""
+        return tensor.flatten(0, 1)[self.rows[:-1]]
 
 
 class VTraceObjective:
@@ -102,28 +96,30 @@ class VTraceObjective:
             add_metrics(sums, add_gradient(self, some, weight))
         return sums
 
-    def native_loss(self, batch: Unrolls, weight: float) -> tuple[torch.Tensor, Metrics]:
-        """The same as `losses`, with a gradient `weight` times as large."""
-        cfg = self.config
+    def native_loss(
+        self, batch: Unrolls, policy: torch.Tensor, values: torch.Tensor, weight: float
+    ) -> tuple[Gradients, Metrics]:
+        """Of these outputs the same as `losses`; the gradient is `weight` times as large."""
+        cfg, recorded = self.config, batch.trajectory
         reach = math.inf if cfg.clip_range is None else cfg.clip_range
-        policy, values = self.net(batch.obs, batch.chosen)
-        shape = batch.behaviour_values.shape
+        steps, unrolls = batch.rows.shape
         return vtrace_objective(
-            policy.view(*shape, -1),
-            values.view(shape),
-            actions=batch.actions,
-            old_log_probs=batch.behaviour_log_probs,
-            rewards=batch.rewards,
-            terminated=batch.terminated,
-            truncated=batch.truncated,
-            final_values=batch.final_values,
-            old_values=batch.behaviour_values,
+            policy,
+            values,
+            chosen=batch.rows,
+            actions=recorded.actions,
+            old_log_probs=recorded.behaviour_log_probs,
+            rewards=recorded.rewards,
+            terminated=recorded.terminated,
+            truncated=recorded.truncated,
+            final_values=recorded.final_values,
+            old_values=recorded.behaviour_values,
             terms=Terms(
                 clip_range=reach,
                 value_clip_range=reach if cfg.clip_value_loss else math.inf,
                 value_coef=cfg.value_coef,
                 entropy_coef=cfg.entropy_coef,
-                row_weight=weight / batch.rewards.numel(),
+                row_weight=weight / ((steps - 1) * unrolls),
             ),
             vtrace=VTraceSettings(
                 gamma=self.gamma,
@@ -135,20 +131,20 @@ class VTraceObjective:
         )
 
     def losses(self, batch: Unrolls) -> dict[str, torch.Tensor]:
-        """All terms of the objective, as means over [T, B]; `loss` is what is minimised."""
-        cfg = self.config
+        """All terms of the objective, as means over [T, K]; `loss` is what is minimised."""
+        cfg, recorded = self.config, batch.trajectory
         policy, values = self.net(batch.obs, batch.chosen)
-        values = values.view(batch.behaviour_values.shape)
+        values = values.view(batch.rows.shape)
         policy = policy.view(*values.shape, -1)[:-1]  # nobody acts on the last observations
-        log_probs = self.net.head.log_prob(policy, batch.actions)
-        log_rhos = (log_probs - batch.behaviour_log_probs).detach()
+        log_probs = self.net.head.log_prob(policy, batch.steps(recorded.actions))
+        log_rhos = (log_probs - batch.steps(recorded.behaviour_log_probs)).detach()
         vs, pg_advantages = vtrace(
             log_rhos=log_rhos,
-            rewards=batch.rewards,
+            rewards=batch.steps(recorded.rewards),
             values=values.detach(),
-            terminated=batch.terminated,
-            truncated=batch.truncated,
-            final_values=batch.final_values,
+            terminated=batch.steps(recorded.terminated),
+            truncated=batch.steps(recorded.truncated),
+            final_values=batch.steps(recorded.final_values),
             gamma=self.gamma,
             clip_rho=cfg.vtrace_clip_rho_threshold,
             clip_c=cfg.vtrace_clip_c_threshold,
@@ -161,7 +157,7 @@ class VTraceObjective:
         v_loss = value_loss(
             values=values[:-1],
             returns=vs,
-            old_values=batch.behaviour_values[:-1],
+            old_values=batch.steps(recorded.behaviour_values),
             clip_range=cfg.clip_range if cfg.clip_value_loss else None,
         )
         entropy = self.net.head.entropy(policy).mean()

@@ -19,7 +19,7 @@ from rl_bench.agents.gradient import (
 from rl_bench.agents.learner import Learner
 from rl_bench.agents.optimisers import make_adam
 from rl_bench.config import TrainingConfig
-from rl_bench.native.losses import Terms, clipped_objective
+from rl_bench.native.losses import Gradients, Terms, clipped_objective
 from rl_bench.nets import ActorCritic
 from rl_bench.ops.losses import approximate_kl, clipped_surrogate, explained_variance, value_loss
 from rl_bench.ops.returns import gae
@@ -28,10 +28,7 @@ from rl_bench.types import Trajectory
 
 @dataclass
 class Batch:
-    """A trajectory without its time axis: N = T × B rows (M for a minibatch).
-
-    A minibatch has all `obs`, and says which are `chosen` [M]: frames need no copy then.
-    """
+    """A trajectory without its time axis: N = T × B rows."""
 
     obs: torch.Tensor
     actions: torch.Tensor
@@ -39,7 +36,6 @@ class Batch:
     values: torch.Tensor
     advantages: torch.Tensor
     returns: torch.Tensor
-    chosen: torch.Tensor | None = None
 
     @classmethod
     def of(cls, trajectory: Trajectory, advantages: torch.Tensor, returns: torch.Tensor) -> Batch:
@@ -53,11 +49,26 @@ class Batch:
             returns=returns,
         )
 
-    def rows(self, index: torch.Tensor) -> Batch:
-        chosen = index if self.chosen is None else self.chosen[index]
-        names = ("actions", "log_probs", "values", "advantages", "returns")
-        some = {name: vars(self)[name].index_select(0, index) for name in names}
-        return Batch(self.obs, **some, chosen=chosen)
+
+@dataclass
+class Rows:
+    """The `chosen` [M] of a batch, of which nothing is copied yet.
+
+    `mean` and `spread` are what their advantages are normalised by.
+    """
+
+    batch: Batch
+    chosen: torch.Tensor
+    mean: float = 0.0
+    spread: float = 1.0
+
+    @property
+    def obs(self) -> torch.Tensor:
+        """All of the batch's."""
+        return self.batch.obs
+
+    def of(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.index_select(0, self.chosen)
 
 
 class ClippedObjective:
@@ -77,27 +88,32 @@ class ClippedObjective:
 
     def backward(self, batch: Batch, index: torch.Tensor, share: slice = WHOLE) -> Metrics:
         """Add the gradient of the rows `index[share]` to the parameters."""
-        rows = batch.rows(index[share])
+        rows = Rows(batch, index[share])
         if self.config.normalise_advantages:  # by the whole minibatch, whatever the share
             advantages = batch.advantages.index_select(0, index)
             # Where no reward was seen, advantages are noise of the value function: a floor keeps it
             # from being blown up to the size of a signal.
-            spread = advantages.std().clamp(min=self.config.advantage_floor or 0.0) + 1e-8
-            rows.advantages = (rows.advantages - advantages.mean()) / spread
-        return add_gradient(self, rows, len(rows.advantages) / len(index))
+            floor = self.config.advantage_floor or 0.0
+            rows.mean = advantages.mean().item()
+            rows.spread = advantages.std().clamp(min=floor).item() + 1e-8
+        return add_gradient(self, rows, len(rows.chosen) / len(index))
 
-    def native_loss(self, batch: Batch, weight: float) -> tuple[torch.Tensor, Metrics]:
-        """The same as `losses`, with a gradient `weight` times as large."""
-        cfg = self.config
-        policy, values = self.net(batch.obs, batch.chosen)
+    def native_loss(
+        self, rows: Rows, policy: torch.Tensor, values: torch.Tensor, weight: float
+    ) -> tuple[Gradients, Metrics]:
+        """Of these outputs the same as `losses`; the gradient is `weight` times as large."""
+        cfg, batch = self.config, rows.batch
         return clipped_objective(
             policy,
             values,
+            chosen=rows.chosen,
             actions=batch.actions,
             old_log_probs=batch.log_probs,
             advantages=batch.advantages,
             returns=batch.returns,
             old_values=batch.values,
+            mean=rows.mean,
+            spread=rows.spread,
             terms=Terms(
                 clip_range=cfg.clip_range,
                 value_clip_range=cfg.clip_range if cfg.clip_value_loss else math.inf,
@@ -107,18 +123,20 @@ class ClippedObjective:
             ),
         )
 
-    def losses(self, batch: Batch) -> dict[str, torch.Tensor]:
+    def losses(self, rows: Rows) -> dict[str, torch.Tensor]:
         """All terms of the objective, as means over the rows; `loss` is what is minimised."""
-        cfg = self.config
-        policy, values = self.net(batch.obs, batch.chosen)
-        log_ratios = self.net.head.log_prob(policy, batch.actions) - batch.log_probs
+        cfg, batch = self.config, rows.batch
+        policy, values = self.net(rows.obs, rows.chosen)
+        log_ratios = self.net.head.log_prob(policy, rows.of(batch.actions))
+        log_ratios = log_ratios - rows.of(batch.log_probs)
+        advantages = (rows.of(batch.advantages) - rows.mean) / rows.spread
         policy_loss = clipped_surrogate(
-            log_ratios=log_ratios, advantages=batch.advantages, clip_range=cfg.clip_range
+            log_ratios=log_ratios, advantages=advantages, clip_range=cfg.clip_range
         )
         v_loss = value_loss(
             values=values,
-            returns=batch.returns,
-            old_values=batch.values,
+            returns=rows.of(batch.returns),
+            old_values=rows.of(batch.values),
             clip_range=cfg.clip_range if cfg.clip_value_loss else None,
         )
         entropy = self.net.head.entropy(policy).mean()

@@ -32,21 +32,22 @@ uint8_t* winners_of(const Shape& s, const Group& g, const Layer<Bf16>& layer) {
 
 INLINE float scale_of(const Shape& s) { return s.bytes ? 1.0f / 255.0f : 1.0f; }
 
-// What the threads found, whose sums lie `apart`, becomes a layer's gradients.
+// What the threads found, whose sums lie `apart`, becomes a layer's gradients, or is `added` to them.
 void write_gradients(const Shape& s, const Layer<Bf16>& layer, const float* sums, size_t apart,
-                     int threads) {
+                     bool added, int threads) {
     const auto sum_at = [=](size_t at) {
         float sum = 0.0f;
         for (int thread = 0; thread < threads; ++thread) sum += sums[thread * apart + at];
         return sum;
     };
-    for (int o = 0; o < s.out_channels; ++o) layer.dbias[o] = sum_at(s.weights() + o);
+    const auto put = [=](float* to, float sum) { *to = added ? *to + sum : sum; };
+    for (int o = 0; o < s.out_channels; ++o) put(layer.dbias + o, sum_at(s.weights() + o));
     in_shares(s.out_channels, threads, [&](int first, int last, int) {
         for (int o = first; o < last; ++o)
             for (int tap = 0; tap < s.taps; ++tap) {
                 const size_t at = ((size_t)tap * s.out_channels + o) * s.depth;
                 float* to = layer.dkernel + ((size_t)o * s.taps + tap) * s.values;
-                for (int c = 0; c < s.values; ++c) to[c] = scale_of(s) * sum_at(at + c);
+                for (int c = 0; c < s.values; ++c) put(to + c, scale_of(s) * sum_at(at + c));
             }
     });
 }
@@ -136,10 +137,11 @@ extern "C" void bf16_convolve(const Layer<Bf16>* layers, int32_t count, int32_t 
     });
 }
 
-// Gradients of kernels and biases and, unless null, of the images, of the `gradient` of the last outputs.
+// Gradients of kernels and biases, `added` to what is there on demand, and, unless null, of the images, of the
+// `gradient` of the last outputs.
 extern "C" void bf16_convolve_backward(const Layer<Bf16>* layers, int32_t count, int32_t images,
                                        const void* pixels, const int64_t* chosen, const Bf16* gradient,
-                                       Bf16* dimages, int32_t threads) {
+                                       Bf16* dimages, int32_t added, int32_t threads) {
     const auto shapes = plans_of<Shape>(layers, count);
     const Images in{pixels, shapes[0].image(), chosen};
     const Sums all(shapes, threads, gradients);
@@ -183,5 +185,5 @@ extern "C" void bf16_convolve_backward(const Layer<Bf16>* layers, int32_t count,
         }
     });
     for (int l = 0; l < count; ++l)
-        write_gradients(shapes[l], layers[l], all.of(l), all.apart(), threads);
+        write_gradients(shapes[l], layers[l], all.of(l), all.apart(), added, threads);
 }

@@ -66,7 +66,7 @@ class Convolutions(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        dimages = ctx.learning.backward(gradient.contiguous())
+        dimages = ctx.learning.backward(gradient.contiguous(), add=False)
         return dimages, None, None, *ctx.learning.gradients
 
 
@@ -106,7 +106,7 @@ class Learning:
             torch.empty_like(kernel, memory_format=torch.channels_last) for kernel in kernels
         ]
         dbiases = [kernel.new_empty(len(kernel)) for kernel in kernels]
-        # In the order of kernels and biases, and good until the next one.
+        # In the order of kernels and biases, and good until the next time.
         self.gradients = [*itertools.chain.from_iterable(zip(dkernels, dbiases, strict=True))]
         self._dimages = new(room, *like.shape[1:]) if into_images else None
         self._layers = _layers(
@@ -122,7 +122,7 @@ class Learning:
         given = self._layers, count, number, address, address
         self._forward = library.Prepared(f"{method.name}_convolve", *given, number)
         self._backward = library.Prepared(
-            f"{method.name}_convolve_backward", *given, address, self._dimages, number
+            f"{method.name}_convolve_backward", *given, address, self._dimages, number, number
         )
         self._kept = winners, dkernels, dbiases  # whose addresses C++ is given
         self._taken: Any = None
@@ -152,15 +152,15 @@ class Learning:
         self._forward(count, images, chosen, torch.get_num_threads())
         return self._outputs[-1][:count]
 
-    def backward(self, gradient: torch.Tensor) -> torch.Tensor | None:
-        """Fills `gradients` by that of the outputs; returns the images' where they have one."""
+    def backward(self, gradient: torch.Tensor, *, add: bool) -> torch.Tensor | None:
+        """Fill `gradients`, or add to them; returns the images' where they have one."""
         (images, chosen, kernels), self._taken = self._taken, None
         assert gradient.is_contiguous() and gradient.dtype == self._outputs[-1].dtype
         assert gradient.shape[1:] == self._outputs[-1].shape[1:]
         for turn, kernel in zip(self._turns, kernels, strict=True):
             if turn is not None:
                 turn(_in_order(kernel), torch.get_num_threads())
-        self._backward(len(gradient), images, chosen, gradient, torch.get_num_threads())
+        self._backward(len(gradient), images, chosen, gradient, add, torch.get_num_threads())
         return None if self._dimages is None else self._dimages[: len(gradient)]
 
 
@@ -252,6 +252,8 @@ def _pack_call(
 def _in_order(kernel: torch.Tensor) -> torch.Tensor:
     """[O, C, K, K] that lies in memory as O, rows, columns, channels."""
     assert kernel.dtype == torch.float32
+    if kernel.is_contiguous(memory_format=torch.channels_last):
+        return kernel
     return kernel.detach().contiguous(memory_format=torch.channels_last)
 
 

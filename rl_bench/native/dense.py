@@ -8,11 +8,10 @@ of a Zen 4, 272 rows of the Nature encoder's in 0.8 of torch's time, forward and
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
-from torch.autograd.function import once_differentiable
 
 from rl_bench.native import library
 from rl_bench.native.method import method_of
@@ -91,36 +90,39 @@ INPUTS, OUTPUTS = 32, 16  # what layers to be learned from have a multiple of
 
 
 class Learning:
-    """A layer with weights like these, [O, I], and a ReLU behind it, to be learned from."""
+    """A layer with weights like these, [O, I], and a ReLU behind it, to be learned from.
 
-    def __init__(self, like: torch.Tensor, dtype: torch.dtype) -> None:
+    For up to `room` rows; what it gives lies in memory of its own, and is good until the next time.
+    """
+
+    def __init__(self, like: torch.Tensor, dtype: torch.dtype, room: int) -> None:
         assert learns(like, dtype)
         address, number = library.ADDRESS, library.NUMBER
-        self._taken: Any = None
-        self._outputs, inputs = like.shape
-        shape = number, inputs, self._outputs, method_of(dtype).halves
+        outputs, inputs = like.shape
+        shape = number, inputs, outputs, method_of(dtype).halves
+        self._out, self._dx = torch.empty(room, outputs), torch.empty(room, inputs)
+        self._gradients = torch.empty(outputs, inputs), torch.empty(outputs)
         self._forward = library.Prepared(
-            "dense_learn", address, *shape, address, address, True, address, number
+            "dense_learn", address, *shape, address, address, True, self._out, number
         )
         self._backward = library.Prepared(
-            "dense_learn_backward", address, *shape, *[address] * 6, number
-        )
+            "dense_learn_backward", address, *shape, address, self._out, address, self._dx,
+            *self._gradients, number, number,
+        )  # fmt: skip
 
     def forward(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
         """Outputs [N, O] of x [N, I], all float32."""
-        weight, bias = weight.detach().contiguous(), bias.detach().contiguous()
-        out = x.new_empty(len(x), self._outputs)
-        self._forward(x, len(x), weight, bias, out, torch.get_num_threads())
-        self._taken = x, weight, out
-        return out
+        assert x.is_contiguous() and weight.is_contiguous() and bias.is_contiguous()
+        self._forward(x, len(x), weight, bias, torch.get_num_threads())
+        return self._out[: len(x)]
 
-    def backward(self, gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Gradients of x, weights and bias."""
-        (x, weight, out), self._taken = self._taken, None
-        gradient = gradient.contiguous()
-        found = torch.empty_like(x), torch.empty_like(weight), weight.new_empty(self._outputs)
-        self._backward(x, len(x), weight, out, gradient, *found, torch.get_num_threads())
-        return found
+    def backward(
+        self, x: torch.Tensor, weight: torch.Tensor, gradient: torch.Tensor, *, add: bool
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Gradients of x, weights and bias; the last two added to those of before on demand."""
+        assert gradient.is_contiguous() and gradient.dtype == torch.float32
+        self._backward(x, len(x), weight, gradient, add, torch.get_num_threads())
+        return self._dx[: len(x)], *self._gradients
 
 
 def learns(weight: torch.Tensor, dtype: torch.dtype) -> bool:
@@ -129,44 +131,51 @@ def learns(weight: torch.Tensor, dtype: torch.dtype) -> bool:
     return computes(dtype) and inputs % INPUTS == 0 and outputs % OUTPUTS == 0
 
 
-class PolicyAndValue(torch.autograd.Function):
-    """Features [N, F] → normalised log-probabilities [N, A] and values [N], all float32.
+class LearningHeads:
+    """Policy and value as one layer: features [N, F] → log-probabilities [N, A] and values [N].
 
-    Weights are [A, F] and [1, F], biases [A] and [1]; F is a multiple of `INPUTS`.
+    All float32, for up to `room` rows; F is a multiple of `INPUTS`. What it gives lies in memory of
+    its own, and is good until the next time.
     """
 
-    @staticmethod
-    def forward(
-        ctx: Any,
-        features: torch.Tensor,
-        policy_weight: torch.Tensor,
-        policy_bias: torch.Tensor,
-        value_weight: torch.Tensor,
-        value_bias: torch.Tensor,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        features, rows = features.contiguous(), len(features)
-        weights = policy_weight.contiguous(), value_weight.contiguous()
-        actions, inputs = policy_weight.shape
-        policy, values = features.new_empty(rows, actions), features.new_empty(rows)
-        library.call(
-            "heads_learn", features, rows, inputs, actions, weights[0], policy_bias.contiguous(),
-            weights[1], value_bias, policy, values, torch.get_num_threads(),
+    def __init__(self, features: int, actions: int, room: int) -> None:
+        address, number = library.ADDRESS, library.NUMBER
+        shape = number, features, actions
+        self._policy, self._values = torch.empty(room, actions), torch.empty(room)
+        self._dfeatures = torch.empty(room, features)
+        weights, biases = torch.empty(actions + 1, features), torch.empty(actions + 1)
+        self._gradients = weights[:-1], biases[:-1], weights[-1:], biases[-1:]
+        self._forward = library.Prepared(
+            "heads_learn", address, *shape, *[address] * 4, self._policy, self._values, number
+        )
+        self._backward = library.Prepared(
+            "heads_learn_backward", address, *shape, address, address, self._policy, address,
+            address, self._dfeatures, weights, biases, number, number,
         )  # fmt: skip
-        ctx.save_for_backward(features, *weights, policy)
-        return policy, values
 
-    @staticmethod
-    @once_differentiable
+    def forward(
+        self, features: torch.Tensor, parameters: Sequence[torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """`parameters`: weights [A, F] and bias [A] of the policy, [1, F] and [1] of the value."""
+        assert all(t.is_contiguous() for t in (features, *parameters))
+        rows = len(features)
+        self._forward(features, rows, *parameters, torch.get_num_threads())
+        return self._policy[:rows], self._values[:rows]
+
     def backward(
-        ctx: Any, dpolicy: torch.Tensor, dvalues: torch.Tensor
+        self,
+        features: torch.Tensor,
+        parameters: Sequence[torch.Tensor],
+        dpolicy: torch.Tensor,
+        dvalues: torch.Tensor,
+        *,
+        add: bool,
     ) -> tuple[torch.Tensor, ...]:
-        features, policy_weight, value_weight, policy = ctx.saved_tensors
-        actions, inputs = policy_weight.shape
-        dfeatures, dweight = torch.empty_like(features), features.new_empty(actions + 1, inputs)
-        dbias = features.new_empty(actions + 1)
-        library.call(
-            "heads_learn_backward", features, len(features), inputs, actions, policy_weight,
-            value_weight, policy, dpolicy.contiguous(), dvalues.contiguous(), dfeatures, dweight,
-            dbias, torch.get_num_threads(),
+        """Gradients of features and of the parameters, these added to those of before on demand."""
+        assert dpolicy.is_contiguous() and dvalues.is_contiguous()
+        weight, _, value_weight, _ = parameters
+        self._backward(
+            features, len(features), weight, value_weight, dpolicy, dvalues, add,
+            torch.get_num_threads(),
         )  # fmt: skip
-        return dfeatures, dweight[:-1], dbias[:-1], dweight[-1:], dbias[-1:]
+        return self._dfeatures[: len(features)], *self._gradients

@@ -70,10 +70,16 @@ struct Behind {
     }
 };
 
-// Of the first `outputs` of as many as gradients are wide, a multiple of W. `dx` may be null.
+// Where gradients of weights and bias go, or are added to what is there.
+struct Gradients {
+    float *weights, *bias;
+    bool add;
+};
+
+// Of the first `outputs` of as many as gradients are wide, a multiple of W.
 template <typename Value>
 void backward(const float* x, int rows, int inputs, int outputs, const float* weights, const Behind& behind,
-              float* dx, float* dweights, float* dbias, int threads) {
+              float* dx, const Gradients& to, int threads) {
     const int width = behind.width, groups = ceil_div(rows, PER<Value>), depth = width / PER<Value>;
     const ptrdiff_t row = row_of(depth), group = row_of(width);
     auto* of_weights = reinterpret_cast<Value*>(right_weights.of((size_t)depth * inputs));
@@ -96,29 +102,21 @@ void backward(const float* x, int rows, int inputs, int outputs, const float* we
                 store(sum + j, load(sum + j) + one + other);
             }
         }
-        if (dx)
-            put_into_panels(weights, width, inputs, begin_of(thread, threads, depth),
-                            begin_of(thread + 1, threads, depth), of_weights);
+        put_into_panels(weights, width, inputs, begin_of(thread, threads, depth),
+                        begin_of(thread + 1, threads, depth), of_weights);
     });
-    in_shares(ceil_div(inputs, PANEL), threads, [&](int start, int stop, int thread) {
-        for (int j = start * PANEL; j < std::min(stop * PANEL, inputs); j += PANEL) {
-            const Value* right = of_x + (size_t)j * groups;
-            if (j + PANEL <= inputs)
-                columns<Order::COLUMNS_FIRST, 2, false>(outputs, in_groups, group, right, PANEL, dweights + j,
-                                                        inputs, groups);
-            else
-                columns<Order::COLUMNS_FIRST, 1, false>(outputs, in_groups, group, right, W, dweights + j, inputs,
-                                                        groups);
-        }
-        if (dx)
-            for_rows(begin_of(thread, threads, rows), begin_of(thread + 1, threads, rows), [&](int first, int some) {
-                matmul_by_panels(some, inputs, depth, in_rows + first * row, row, of_weights,
-                                 dx + (size_t)first * inputs, inputs);
-            });
+    in_shares(inputs / PANEL, threads, [&](int start, int stop, int thread) {
+        for (int j = start * PANEL; j < stop * PANEL; j += PANEL)
+            (to.add ? columns<Order::COLUMNS_FIRST, 2, true, Value> : columns<Order::COLUMNS_FIRST, 2, false, Value>)(
+                outputs, in_groups, group, of_x + (size_t)j * groups, PANEL, to.weights + j, inputs, groups);
+        for_rows(begin_of(thread, threads, rows), begin_of(thread + 1, threads, rows), [&](int first, int some) {
+            matmul_by_panels(some, inputs, depth, in_rows + first * row, row, of_weights, dx + (size_t)first * inputs,
+                             inputs);
+        });
     });
     for (int o = 0; o < outputs; ++o) {
-        dbias[o] = 0.0f;
-        for (int thread = 0; thread < threads; ++thread) dbias[o] += sums[(size_t)thread * width + o];
+        if (!to.add) to.bias[o] = 0.0f;
+        for (int thread = 0; thread < threads; ++thread) to.bias[o] += sums[(size_t)thread * width + o];
     }
 }
 
@@ -143,12 +141,13 @@ extern "C" void dense_learn(const float* x, int32_t rows, int32_t inputs, int32_
     (halves ? forward<Pair> : forward<float>)(x, rows, inputs, outputs, weights, bias, relu, out, threads);
 }
 
-// Gradients of x, weights and bias, of that of the outputs; `activated` are these where a ReLU came behind, else null.
+// Gradients of x, weights and bias, the last two added to what is there on demand, of that of the outputs. `activated`
+// are these where a ReLU came behind, else null.
 extern "C" void dense_learn_backward(const float* x, int32_t rows, int32_t inputs, int32_t outputs, int32_t halves,
                                      const float* weights, const float* activated, const float* gradient,
-                                     float* dx, float* dweights, float* dbias, int32_t threads) {
+                                     float* dx, float* dweights, float* dbias, int32_t add, int32_t threads) {
     (halves ? backward<Pair> : backward<float>)(x, rows, inputs, outputs, weights, {gradient, activated, outputs},
-                                                dx, dweights, dbias, threads);
+                                                dx, {dweights, dbias, (bool)add}, threads);
 }
 
 // Log-probabilities of actions [rows, actions] and values [rows] of features [rows, inputs].
@@ -177,11 +176,12 @@ extern "C" void heads_learn(const float* features, int32_t rows, int32_t inputs,
     });
 }
 
-// Gradients of features, and of weights [actions + 1, inputs] and biases of both layers, the value's last.
+// Gradients of features, and of weights [actions + 1, inputs] and biases of both layers, the value's last, which are
+// added to what is there on demand.
 extern "C" void heads_learn_backward(const float* features, int32_t rows, int32_t inputs, int32_t actions,
                                      const float* policy_weights, const float* value_weights,
                                      const float* policy, const float* dpolicy, const float* dvalues,
-                                     float* dfeatures, float* dweights, float* dbias, int32_t threads) {
+                                     float* dfeatures, float* dweights, float* dbias, int32_t add, int32_t threads) {
     const int width = ceil_div(actions + 1, W) * W;
     const float none[1] = {};
     const float* weights = as_one(inputs, actions, policy_weights, policy_weights, value_weights, none, width);
@@ -196,6 +196,6 @@ extern "C" void heads_learn_backward(const float* features, int32_t rows, int32_
             std::fill(to + actions + 1, to + width, 0.0f);
         }
     });
-    backward<float>(features, rows, inputs, actions + 1, weights, {gradient, nullptr, width}, dfeatures, dweights,
-                    dbias, threads);
+    backward<float>(features, rows, inputs, actions + 1, weights, {gradient, nullptr, width}, dfeatures,
+                    {dweights, dbias, (bool)add}, threads);
 }

@@ -111,10 +111,10 @@ void turn_kernel(const Plan& p, int first, int last, const float* kernel, float 
 }
 
 // The transpose: gradient of U, as [points, O, lanes], the sum of all threads', which lie `apart` → gradient
-// of the kernel; of it, some filters.
+// of the kernel, `added` to what is there on demand; of it, some filters.
 template <int R>
 void untransform_kernel(const Plan& p, int first, int last, const float* du_transposed,
-                        size_t apart, int threads, float scale, float* dkernel) {
+                        size_t apart, int threads, float scale, bool added, float* dkernel) {
     constexpr int T = Minimal<R>::T;
     const size_t plane = plane_of(p.out_channels, p.lanes);
     const auto some = [&](auto kind, Places at) {
@@ -127,8 +127,10 @@ void untransform_kernel(const Plan& p, int first, int last, const float* du_tran
                                       kind);
         both_ways<Minimal<R>::template from_kernel<decltype(kind)>>(x);
         for (int i = 0; i < R; ++i)
-            for (int j = 0; j < R; ++j)
-                stored(dkernel + at.tap + tap_at(p, i, j), scale * x[i][j]);
+            for (int j = 0; j < R; ++j) {
+                float* to = dkernel + at.tap + tap_at(p, i, j);
+                stored(to, added ? loaded(to, kind) + scale * x[i][j] : scale * x[i][j]);
+            }
     };
     along_channels(
         p, first, last, 1, [&](Places at) { some(Vec{}, at); },

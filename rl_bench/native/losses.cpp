@@ -70,31 +70,34 @@ Means means_of(int count, int rows, int threads, Visit visit) {
 
 }  // namespace
 
-// PPO's: policies [rows, actions], all else [rows].
+// PPO's, of the `chosen` [rows] of what was recorded: policies [rows, actions], values [rows]; of advantages, how many
+// times `spread` they lie from `mean`.
 extern "C" void clipped_objective(
-    const float* policy, const float* values, int32_t rows, int32_t actions, const int64_t* taken,
-    const float* old_log_probs, const float* advantages, const float* returns, const float* old_values,
-    const Terms* all_terms, float* policy_gradients, float* value_gradients, Means* means,
+    const float* policy, const float* values, int32_t rows, int32_t actions, const int64_t* chosen,
+    const int64_t* all_taken, const float* old_log_probs, const float* advantages, const float* returns,
+    const float* old_values, float mean, float spread, const Terms* all_terms, float* policy_gradients, float* value_gradients, Means* means,
     int32_t threads) {
     const Terms& terms = *all_terms;
     const float range = terms.clip_range;
     *means = means_of(rows, rows, threads, [&](int first, int last, Means& sums) {
         for (int i = first; i < last; ++i) {
             const float* p = policy + (int64_t)i * actions;
-            if (!exists(taken[i], actions)) {
+            const int64_t row = chosen[i], taken = all_taken[row];
+            if (!exists(taken, actions)) {
                 sums.policy_loss = NAN;
                 continue;
             }
-            const float log_ratio = p[taken[i]] - old_log_probs[i], ratio = std::exp(log_ratio);
+            const float advantage = (advantages[row] - mean) / spread;
+            const float log_ratio = p[taken] - old_log_probs[row], ratio = std::exp(log_ratio);
             const float held = std::min(std::max(ratio, 1.0f - range), 1.0f + range);
-            const float plain = ratio * advantages[i], clipped = held * advantages[i];
+            const float plain = ratio * advantage, clipped = held * advantage;
             const bool moves = plain < clipped || ratio == held;
             sums.policy_loss -= clipped <= plain ? clipped : plain;
             sums.approx_kl += (ratio - 1.0f) - log_ratio;
             sums.clip_fraction += std::abs(ratio - 1.0f) > range;
-            policy_gradient(p, actions, taken[i], moves ? -terms.row_weight * plain : 0.0f, terms,
+            policy_gradient(p, actions, taken, moves ? -terms.row_weight * plain : 0.0f, terms,
                             sums.entropy_loss, policy_gradients + (int64_t)i * actions);
-            value_gradients[i] = value_gradient(values[i], returns[i], old_values[i], terms,
+            value_gradients[i] = value_gradient(values[i], returns[row], old_values[row], terms,
                                                 sums.value_loss);
         }
     });
@@ -105,11 +108,11 @@ struct VTraceSettings {
     float gamma, clip_rho, clip_c, clip_pg_rho, trace_lambda;
 };
 
-// IMPALA's: policies [steps + 1, unrolls, actions], values and old values [steps + 1, unrolls], all else
-// [steps, unrolls]. Nobody acted on the last row, whose value bootstraps.
+// IMPALA's, of the rows of what was recorded that are `chosen` [steps + 1, unrolls]: policies [steps + 1, unrolls,
+// actions], values [steps + 1, unrolls]. Nobody acted on the last observations, whose values bootstrap.
 extern "C" void vtrace_objective(
     const float* policy, const float* values, int32_t steps, int32_t unrolls, int32_t actions,
-    const int64_t* taken, const float* old_log_probs, const float* rewards, const bool* terminated,
+    const int64_t* chosen, const int64_t* all_taken, const float* old_log_probs, const float* rewards, const bool* terminated,
     const bool* truncated, const float* final_values, const float* old_values,
     const Terms* all_terms, const VTraceSettings* vtrace, float* policy_gradients, float* value_gradients, Means* means,
     int32_t threads) {
@@ -123,36 +126,37 @@ extern "C" void vtrace_objective(
             float correction = 0.0f, next_target = values[rows + u];  // v − V behind this step, and v
             for (int i = rows - unrolls + u; i >= 0; i -= unrolls) {
                 const float* p = policy + (int64_t)i * actions;
-                if (!exists(taken[i], actions)) {
+                const int64_t row = chosen[i], taken = all_taken[row];
+                if (!exists(taken, actions)) {
                     sums.policy_loss = NAN;
                     continue;
                 }
-                const float log_rho = p[taken[i]] - old_log_probs[i], rho = std::exp(log_rho);
-                const float discount = terminated[i] ? 0.0f : by.gamma;
-                const bool cut = truncated[i];
-                const float next_value = cut ? final_values[i] : values[i + unrolls];
+                const float log_rho = p[taken] - old_log_probs[row], rho = std::exp(log_rho);
+                const float discount = terminated[row] ? 0.0f : by.gamma;
+                const bool cut = truncated[row];
+                const float next_value = cut ? final_values[row] : values[i + unrolls];
                 const float delta =
-                    std::min(rho, by.clip_rho) * (rewards[i] + discount * next_value - values[i]);
+                    std::min(rho, by.clip_rho) * (rewards[row] + discount * next_value - values[i]);
                 const float trace = cut ? 0.0f : discount * by.trace_lambda * std::min(rho, by.clip_c);
                 correction = delta + trace * correction;
                 const float target = values[i] + correction;
-                const float behind = cut ? final_values[i] : next_target;
+                const float behind = cut ? final_values[row] : next_target;
                 const float advantage = std::min(rho, by.clip_pg_rho)
-                                        * (rewards[i] + discount * behind - values[i]);
+                                        * (rewards[row] + discount * behind - values[i]);
                 next_target = target;
 
                 const bool beyond = (advantage > 0 && rho > 1.0f + terms.clip_range)
                                     || (advantage < 0 && rho < 1.0f - terms.clip_range);
                 const float followed = beyond ? 0.0f : advantage;
-                sums.policy_loss -= p[taken[i]] * followed;
+                sums.policy_loss -= p[taken] * followed;
                 sums.approx_kl += (rho - 1.0f) - log_rho;
                 sums.clip_fraction += beyond;
                 sums.rho_mean += rho;
                 sums.rho_clip_fraction += rho > by.clip_rho;
-                policy_gradient(p, actions, taken[i], -terms.row_weight * followed, terms, sums.entropy_loss,
+                policy_gradient(p, actions, taken, -terms.row_weight * followed, terms, sums.entropy_loss,
                                 policy_gradients + (int64_t)i * actions);
                 value_gradients[i] =
-                    value_gradient(values[i], target, old_values[i], terms, sums.value_loss);
+                    value_gradient(values[i], target, old_values[row], terms, sums.value_loss);
             }
         }
     });

@@ -8,14 +8,13 @@ actions, given as normalised log-probabilities.
 from __future__ import annotations
 
 import ctypes
-from typing import Any
 
 import torch
-from torch.autograd.function import once_differentiable
 
 from rl_bench.native import library
 
 Metrics = dict[str, float]
+Gradients = tuple[torch.Tensor, torch.Tensor]  # of policy and values
 
 
 # What is returned as means over all rows, beside the loss; as in `losses.cpp`.
@@ -25,27 +24,6 @@ OF_VTRACE = ("rho_mean", "rho_clip_fraction")
 
 class Means(ctypes.Structure):
     _fields_ = [(name, ctypes.c_double) for name in (*OF_BOTH, *OF_VTRACE)]
-
-
-class Loss(torch.autograd.Function):
-    """A scalar of policy and values, whose gradients are known already."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        policy: torch.Tensor,
-        values: torch.Tensor,
-        gradients: tuple[torch.Tensor, torch.Tensor],
-        loss: float,
-    ) -> torch.Tensor:
-        ctx.gradients = gradients
-        return policy.new_tensor(loss)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        assert gradient.item() == 1.0, "nothing is computed from this loss"
-        return *ctx.gradients, None, None
 
 
 class Terms(ctypes.Structure):
@@ -70,28 +48,36 @@ def clipped_objective(
     policy: torch.Tensor,
     values: torch.Tensor,
     *,
+    chosen: torch.Tensor,
     actions: torch.Tensor,
     old_log_probs: torch.Tensor,
     advantages: torch.Tensor,
     returns: torch.Tensor,
     old_values: torch.Tensor,
+    mean: float,
+    spread: float,
     terms: Terms,
-) -> tuple[torch.Tensor, Metrics]:
-    """PPO's (`agents/ppo.py`): the loss to call `backward` of, and its terms' means by name.
+) -> tuple[Gradients, Metrics]:
+    """PPO's (`agents/ppo.py`): gradients of policy and values, and the terms' means by name.
 
-    Shapes: policy [M, A], all others [M]. Like the other, it gives NaN for an action that there is
-    not.
+    Shapes: policy [M, A], values and chosen [M], all others [N], of which the chosen ones count;
+    `mean` and `spread` are what advantages are normalised by. Like the other, it gives NaN for an
+    action that there is not.
     """
     given = (actions, old_log_probs, advantages, returns, old_values)
-    assert all(tensor.shape == values.shape for tensor in given)
-    shape = len(policy), policy.shape[1]
-    return _call("clipped_objective", OF_BOTH, policy, values, shape, given, terms)
+    assert all(tensor.shape == actions.shape for tensor in given)
+    assert chosen.shape == values.shape == policy.shape[:1]
+    return _call(
+        "clipped_objective", OF_BOTH, policy, values, policy.shape, chosen, given, mean, spread,
+        terms,
+    )  # fmt: skip
 
 
 def vtrace_objective(
     policy: torch.Tensor,
     values: torch.Tensor,
     *,
+    chosen: torch.Tensor,
     actions: torch.Tensor,
     old_log_probs: torch.Tensor,
     rewards: torch.Tensor,
@@ -101,19 +87,20 @@ def vtrace_objective(
     old_values: torch.Tensor,
     vtrace: VTraceSettings,
     terms: Terms,
-) -> tuple[torch.Tensor, Metrics]:
+) -> tuple[Gradients, Metrics]:
     """IMPALA's (`agents/impala.py`).
 
-    Shapes: policy [T+1, B, A], values and old_values [T+1, B], all others [T, B].
+    Shapes: chosen [T+1, K], of T steps, policy [(T+1) · K, A], values [(T+1) · K]; the others are a
+    trajectory's [S, B], old_values [S+1, B], whose rows are counted through.
     """
     steps = (actions, old_log_probs, rewards, terminated, truncated, final_values)
     assert all(tensor.shape == actions.shape for tensor in steps)
-    assert old_values.shape == values.shape == (len(actions) + 1, actions.shape[1])
     assert terminated.dtype == truncated.dtype == torch.bool
-    given = (*steps, old_values)
-    shape = (*actions.shape, policy.shape[-1])
+    assert policy.shape[:1] == values.shape == (chosen.numel(),)
+    shape = len(chosen) - 1, chosen.shape[1], policy.shape[1]
     names = (*OF_BOTH, *OF_VTRACE)
-    return _call("vtrace_objective", names, policy, values, shape, given, terms, vtrace)
+    given = (*steps, old_values)
+    return _call("vtrace_objective", names, policy, values, shape, chosen, given, terms, vtrace)
 
 
 def _call(
@@ -122,22 +109,22 @@ def _call(
     policy: torch.Tensor,
     values: torch.Tensor,
     shape: tuple[int, ...],
+    chosen: torch.Tensor,
     given: tuple[torch.Tensor, ...],
-    terms: Terms,
-    *settings: ctypes.Structure,
-) -> tuple[torch.Tensor, Metrics]:
+    *settings: float | ctypes.Structure,
+) -> tuple[Gradients, Metrics]:
     dtypes = {tensor.dtype for tensor in given[1:]}
-    assert given[0].dtype == torch.int64 and dtypes <= {torch.float32, torch.bool}, dtypes
+    assert given[0].dtype == chosen.dtype == torch.int64
+    assert dtypes <= {torch.float32, torch.bool}, dtypes
     assert policy.dtype == values.dtype == torch.float32
-    outputs = policy.detach().contiguous(), values.detach().contiguous()
-    given = tuple(tensor.contiguous() for tensor in given)
-    gradients = torch.empty_like(outputs[0]), torch.empty_like(outputs[1])
-    means = Means()
+    assert all(tensor.is_contiguous() for tensor in (policy, values, chosen, *given))
+    gradients = torch.empty_like(policy), torch.empty_like(values)
+    means, terms = Means(), next(s for s in settings if isinstance(s, Terms))
     library.call(
-        function, *outputs, *shape, *given, terms, *settings, *gradients, means,
+        function, policy, values, *shape, chosen, *given, *settings, *gradients, means,
         torch.get_num_threads(),
     )  # fmt: skip
     metrics = {name: getattr(means, name) for name in names}
     loss = metrics["policy_loss"] + terms.value_coef * metrics["value_loss"]
     loss += terms.entropy_coef * metrics["entropy_loss"]
-    return Loss.apply(policy, values, gradients, loss), {"loss": loss} | metrics
+    return gradients, {"loss": loss} | metrics

@@ -126,10 +126,11 @@ extern "C" void winograd_convolve(const Layer<float>* layers, int32_t count, int
     });
 }
 
-// Gradients of kernels and biases and, unless null, of the images, of the `gradient` of the last outputs.
+// Gradients of kernels and biases, `added` to what is there on demand, and, unless null, of the images, of the
+// `gradient` of the last outputs.
 extern "C" void winograd_convolve_backward(const Layer<float>* layers, int32_t count, int32_t images,
                                   const void* pixels, const int64_t* chosen, const float* gradient,
-                                  float* dimages, int32_t threads) {
+                                  float* dimages, int32_t added, int32_t threads) {
     const auto plans = plans_of<Plan>(layers, count);
     images = learned(images, plans, gradient, dimages);
     threads = std::min(threads, images);
@@ -156,7 +157,7 @@ extern "C" void winograd_convolve_backward(const Layer<float>* layers, int32_t c
     for (int l = 0; l < count; ++l) {
         const Plan& p = plans[l];
         float* du = sums.of(l);
-        std::fill_n(layers[l].dbias, p.out_channels, 0.0f);
+        if (!added) std::fill_n(layers[l].dbias, p.out_channels, 0.0f);
         for (int thread = 0; thread < threads; ++thread)
             for (int o = 0; o < p.out_channels; ++o)
                 layers[l].dbias[o] += du[thread * sums.apart() + p.weights() + o];
@@ -164,12 +165,14 @@ extern "C" void winograd_convolve_backward(const Layer<float>* layers, int32_t c
             for (int thread = 1; thread < threads; ++thread)
                 add(sums.of(l, thread), du, p.weights());
             scale(scale_of(p), p.weights(), du);
-            transpose(du, p.taps(), p.out_channels, layers[l].dkernel);
+            float* turned = added ? kernels.of(p.weights()) : layers[l].dkernel;
+            transpose(du, p.taps(), p.out_channels, turned);
+            if (added) add(turned, layers[l].dkernel, p.weights());
             continue;
         }
         in_shares(p.out_channels, threads, [&](int some, int stop, int) {
             (p.kernel == 2 ? untransform_kernel<2> : untransform_kernel<3>)(
-                p, some, stop, du, sums.apart(), threads, scale_of(p), layers[l].dkernel);
+                p, some, stop, du, sums.apart(), threads, scale_of(p), added, layers[l].dkernel);
         });
     }
 }

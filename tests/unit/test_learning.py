@@ -35,31 +35,52 @@ def loss_of(outputs):
     return policy[:, 0].sum() + values.square().sum()
 
 
+def grads_of(net):
+    return [p.grad.clone() for p in net.parameters()]
+
+
 def gradients_of(net, *given):
+    """By autograd, layers being native or not."""
     net.zero_grad()
     loss_of(net(*given)).backward()
-    return [p.grad for p in net.parameters()]
+    return grads_of(net)
 
 
-def assert_near(ours, theirs):
+def gradients_without_autograd(net, frames, chosen=None, *, add=False):
+    if not add:
+        net.zero_grad()
+    every = torch.arange(len(frames)) if chosen is None else chosen
+    policy, values = net.forward_to_learn(frames, every)
+    dpolicy = torch.zeros_like(policy)
+    dpolicy[:, 0] = 1.0
+    net.backward(dpolicy, 2 * values)
+    return grads_of(net)
+
+
+def assert_near(ours, theirs, tolerance=1e-2):
     for mine, other in zip(ours, theirs, strict=True):
         # Rounding decides which of two pixels is a pool's largest.
-        assert (mine - other).norm() < 1e-2 * other.norm()
+        assert (mine - other).norm() < tolerance * other.norm()
 
 
+WAYS = [gradients_of, gradients_without_autograd]
+ways = pytest.mark.parametrize("gradients", WAYS, ids=["autograd", "without"])
+
+
+@ways
 @pytest.mark.parametrize("space", [BYTES, FLOATS])
 @pytest.mark.parametrize("encoder", IMAGE_ENCODERS)
-def test_gradients_are_torchs_for_any_number_of_frames(encoder, space):
+def test_gradients_are_torchs_for_any_number_of_frames(encoder, space, gradients):
     # Breaks when: what a larger or a smaller minibatch left behind is taken for this one's.
     native, plain = (make_net(space, kernels, encoder=encoder) for kernels in ("native", "torch"))
     for count in COUNTS:
         frames = random_frames(count, space)
-        assert_near(gradients_of(native, frames), gradients_of(plain, frames))
+        assert_near(gradients(native, frames), gradients_of(plain, frames))
 
 
-@pytest.mark.parametrize("hidden_size", [512, 100])
-def test_a_layer_that_only_torch_can_learn_from_is_its(hidden_size):
-    native, plain = (make_net(kernels=k, hidden_size=hidden_size) for k in ("native", "torch"))
+def test_a_layer_that_only_torch_can_learn_from_is_its():
+    native, plain = (make_net(kernels=k, hidden_size=100) for k in ("native", "torch"))
+    assert not native.learns_natively
     frames = random_frames(6)
     assert_near(gradients_of(native, frames), gradients_of(plain, frames))
 
@@ -70,11 +91,12 @@ def test_a_layer_that_only_torch_can_learn_from_is_its(hidden_size):
 def test_chosen_frames_are_as_good_as_copies(encoder, kernels, space):
     # Breaks when: a frame's gradient is taken of another frame, or the indices reach a later layer.
     net, frames = make_net(space, kernels, encoder=encoder), random_frames(30, space)
-    for chosen in (torch.tensor([29, 3, 3, 0, 17, 8, 25]), torch.arange(29, -1, -1)):
-        copied = gradients_of(net, frames[chosen])
-        assert all(map(torch.equal, gradients_of(net, frames, chosen), copied))
-        with torch.no_grad():
-            assert all(map(torch.equal, net(frames, chosen), net(frames[chosen])))
+    for gradients in WAYS if kernels == "native" else WAYS[:1]:
+        for chosen in (torch.tensor([29, 3, 3, 0, 17, 8, 25]), torch.arange(29, -1, -1)):
+            copied = gradients(net, frames[chosen])
+            assert all(map(torch.equal, gradients(net, frames, chosen), copied))
+            with torch.no_grad():
+                assert all(map(torch.equal, net(frames, chosen), net(frames[chosen])))
 
 
 def test_vectors_are_chosen_too():
@@ -88,37 +110,49 @@ def test_a_pass_between_forward_and_backward_disturbs_nothing():
     # Breaks when: two passes share their memory.
     net, frames, others = make_net(), random_frames(9), random_frames(7)
     alone = gradients_of(net, frames)
-    net.zero_grad()
     outputs = net(frames)
-    gradients_of(net, others)
+    for gradients in WAYS:
+        gradients(net, others)
     with torch.no_grad():
         net(others)
     net.zero_grad()
     loss_of(outputs).backward()
-    assert all(torch.equal(p.grad, g) for p, g in zip(net.parameters(), alone, strict=True))
+    assert all(map(torch.equal, grads_of(net), alone))
 
 
-def test_gradients_add_up_and_are_nobody_elses_memory():
-    # Breaks when: a parameter's gradient is what the next pass writes into.
-    net, frames = make_net(), random_frames(9)
-    once = [g.clone() for g in gradients_of(net, frames)]
-    loss_of(net(frames)).backward()
-    for p, g in zip(net.parameters(), once, strict=True):
-        torch.testing.assert_close(p.grad, 2 * g)
+@pytest.mark.parametrize("encoder", IMAGE_ENCODERS)
+@pytest.mark.parametrize("threads", [1, 3])
+def test_gradients_of_pieces_add_up(encoder, threads):
+    # Breaks when: a piece's gradient is written over another's, or added to one of a step before.
+    torch.set_num_threads(threads)
+    net, frames, others = make_net(encoder=encoder), random_frames(9), random_frames(20)
+    first, other = (gradients_without_autograd(net, f) for f in (frames, others))
+    for pieces in ((frames, others), (others, frames), (frames, others, frames)):
+        net.zero_grad()
+        for piece in pieces:
+            found = gradients_without_autograd(net, piece, add=True)
+        expected = [a * (len(pieces) - 1) + b for a, b in zip(first, other, strict=True)]
+        assert_near(found, expected, 1e-5)
+    for parameter in net.parameters():  # a gradient that somebody else put there
+        parameter.grad = torch.ones_like(parameter)
+    found = gradients_without_autograd(net, frames, add=True)
+    assert_near(found, [g + 1.0 for g in first], 1e-5)
 
 
-def test_copies_begin_without_what_was_made_ready():
+@ways
+def test_copies_begin_without_what_was_made_ready(gradients):
     net, frames = make_net(), random_frames(5)
-    before = gradients_of(net, frames)
+    before = gradients(net, frames)
     for other in (copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
-        assert all(map(torch.equal, gradients_of(other, frames), before))
+        assert all(map(torch.equal, gradients(other, frames), before))
 
 
-def test_weights_are_followed_wherever_they_lie():
+@ways
+def test_weights_are_followed_wherever_they_lie(gradients):
     # Breaks when: an address of a parameter is kept; those in shared memory are swapped in later.
     net, frames = make_net(), random_frames(5)
-    gradients_of(net, frames)
+    gradients(net, frames)
     for p in net.parameters():
         p.data = p.detach() * 0.5
     moved = copy.deepcopy(net)
-    assert all(map(torch.equal, gradients_of(net, frames), gradients_of(moved, frames)))
+    assert all(map(torch.equal, gradients(net, frames), gradients(moved, frames)))

@@ -7,7 +7,6 @@ import torch
 import torch.nn.functional as F
 
 from rl_bench.native import dense
-from rl_bench.native.dense import PolicyAndValue
 from rl_bench.native.method import FLOATS
 from tests.unit.test_native import methods, needs_compiler
 
@@ -26,6 +25,13 @@ def widened(*tensors):
     return [t.double().requires_grad_() for t in tensors]
 
 
+def fill_with_nan(layer):
+    """What a layer gives lies in memory that was used before."""
+    for tensor in (*vars(layer).values(), *layer._gradients):
+        if isinstance(tensor, torch.Tensor):
+            tensor.fill_(float("nan"))
+
+
 @methods
 @pytest.mark.parametrize("threads", [1, 2, 5])
 @pytest.mark.parametrize(
@@ -36,12 +42,13 @@ def test_a_layer_and_its_gradients_are_those_of_the_definition(
     monkeypatch, method, threads, rows, inputs, outputs
 ):
     # Breaks when: a panel, a pair, a last row that is alone, a thread's share, the bias or the ReLU
-    # is wrong, or a layer takes what another left in memory.
+    # is wrong, a layer takes what another left in memory, or a piece's gradient replaces another's.
     torch.set_num_threads(threads)
     monkeypatch.setattr(dense, "method_of", lambda _: method)
-    given = random_layer(rows, inputs, outputs)
-    layer = dense.Learning(given[1], torch.float32)
-    found = layer.forward(*given)
+    x, weight, bias = given = random_layer(rows, inputs, outputs)
+    layer = dense.Learning(weight, torch.float32, rows + 3)
+    fill_with_nan(layer)
+    found = layer.forward(x, weight, bias)
     leaves = widened(*given)
     before = F.linear(*leaves)
     expected = before.relu()
@@ -49,11 +56,13 @@ def test_a_layer_and_its_gradients_are_those_of_the_definition(
     gradient = torch.randn(expected.shape, generator=torch.Generator().manual_seed(1))
     gradient[before.abs() < (1e-4 if method is FLOATS else 0.1)] = 0.0
     expected.backward(gradient.double())
-    all_found = found, *layer.backward(gradient)
     tolerance = 1e-6 if method is FLOATS else 5e-3
-    for mine, theirs in zip(all_found, [expected, *(t.grad for t in leaves)], strict=True):
-        assert mine.shape == theirs.shape
-        assert (mine - theirs).norm() < tolerance * theirs.norm()
+    for times in (1, 2):
+        of_x, *others = layer.backward(x, weight, gradient, add=times > 1)
+        all_found = found, of_x, *(other / times for other in others)
+        for mine, theirs in zip(all_found, [expected, *(t.grad for t in leaves)], strict=True):
+            assert mine.shape == theirs.shape
+            assert (mine - theirs).norm() < tolerance * theirs.norm()
 
 
 @methods
@@ -61,10 +70,10 @@ def test_what_is_not_a_number_stays(monkeypatch, method):
     monkeypatch.setattr(dense, "method_of", lambda _: method)
     x, weight, bias = random_layer(5, 64, 32)
     x[2, 7] = float("nan")
-    layer = dense.Learning(weight, torch.float32)
+    layer = dense.Learning(weight, torch.float32, len(x))
     out = layer.forward(x, weight, bias)
     assert out[2].isnan().all() and out[[0, 1, 3, 4]].isfinite().all()
-    _, dweight, _ = layer.backward(torch.ones_like(out))
+    _, dweight, _ = layer.backward(x, weight, torch.ones_like(out), add=False)
     assert dweight[:, 7].isnan().all() and dweight[:, :7].isfinite().all()
 
 
@@ -73,24 +82,28 @@ def test_what_is_not_a_number_stays(monkeypatch, method):
     ("rows", "features", "actions"), [(1, 32, 2), (7, 96, 15), (290, 512, 15), (33, 256, 40)]
 )
 def test_policy_and_value_are_those_of_the_definition(threads, rows, features, actions):
-    # Breaks when: the value takes the place of an action, or a logit's gradient leaves out what
-    # normalises them.
+    # Breaks when: the value takes the place of an action, a logit's gradient leaves out what
+    # normalises them, or a piece's gradient replaces another's.
     torch.set_num_threads(threads)
-    x, weight, bias = random_layer(rows, features, actions)
+    x, *of_policy = random_layer(rows, features, actions)
     _, value_weight, value_bias = random_layer(rows, features, 1)
-    given = [t.requires_grad_() for t in (x, weight, bias, value_weight + 0.1, value_bias)]
-    found = PolicyAndValue.apply(*given)
-    leaves = widened(*(t.detach() for t in given))
+    parameters = [*of_policy, value_weight + 0.1, value_bias]
+    heads = dense.LearningHeads(features, actions, rows + 2)
+    fill_with_nan(heads)
+    outputs = heads.forward(x, parameters)
+    leaves = widened(x, *parameters)
     expected = (
         F.log_softmax(F.linear(*leaves[:3]), -1),
         F.linear(leaves[0], *leaves[3:]).squeeze(-1),
     )
     gradients = [torch.randn(y.shape, generator=torch.Generator().manual_seed(1)) for y in expected]
-    mine = *found, *torch.autograd.grad(found, given, gradients)
     wanted = torch.autograd.grad(expected, leaves, [g.double() for g in gradients])
-    for ours, theirs in zip(mine, (*expected, *wanted), strict=True):
-        assert ours.shape == theirs.shape
-        assert (ours - theirs).norm() < 2e-6 * theirs.norm()
+    for times in (1, 2):
+        of_x, *others = heads.backward(x, parameters, *gradients, add=times > 1)
+        mine = *outputs, of_x, *(other / times for other in others)
+        for ours, theirs in zip(mine, (*expected, *wanted), strict=True):
+            assert ours.shape == theirs.shape
+            assert (ours - theirs).norm() < 2e-6 * theirs.norm()
 
 
 def test_layers_of_other_sizes_are_left_to_torch():

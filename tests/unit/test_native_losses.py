@@ -33,13 +33,23 @@ class Outputs:
         logits = torch.randn(rows, ACTIONS, generator=generator)
         self.policy = logits.log_softmax(-1).to(dtype).requires_grad_()
         self.values = torch.randn(rows, generator=generator).to(dtype).requires_grad_()
-        self.has_native_losses = native
+        self.learns_natively = native
 
     def __call__(
         self, obs: torch.Tensor, chosen: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         assert len(obs) == len(self.policy)
         return self.policy[chosen], self.values[chosen]
+
+    def forward_to_learn(
+        self, obs: torch.Tensor, chosen: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        self.outputs = self(obs, chosen)
+        return self.outputs[0].detach(), self.outputs[1].detach()
+
+    def backward(self, dpolicy: torch.Tensor, dvalues: torch.Tensor) -> None:
+        policy, values = self.outputs
+        ((policy * dpolicy).sum() + (values * dvalues).sum()).backward()
 
 
 def batch_tensors(batch: Batch) -> dict[str, torch.Tensor]:
@@ -206,7 +216,7 @@ def test_a_network_takes_the_same_step_natively(algorithm):
     for kernels in ("torch", "native"):
         torch.manual_seed(0)
         net = ActorCritic(Box(0, 255, (64, 64, 3), np.uint8), Discrete(ACTIONS), kernels=kernels)
-        assert net.has_native_losses == (kernels == "native")
+        assert net.learns_natively == (kernels == "native")
         batch = random_trajectory()
         generator = torch.Generator().manual_seed(3)
         batch.obs = torch.randint(

@@ -8,7 +8,7 @@ import pytest
 import torch
 from gymnasium.spaces import Box, Discrete
 
-from rl_bench.agents.ppo import PPO, Batch, ClippedObjective
+from rl_bench.agents.ppo import PPO, Batch, ClippedObjective, Rows
 from rl_bench.config import TrainingConfig
 from rl_bench.errors import TrainingError
 from rl_bench.nets import ActorCritic
@@ -63,7 +63,7 @@ def test_loss_and_gradient_by_hand():
         returns=torch.tensor([3.0]),
     )
     objective = ClippedObjective(net, agent.config)
-    losses = objective.losses(batch)
+    losses = objective.losses(Rows(batch, torch.arange(1)))
     entropy = math.log(4) - 0.75 * math.log(3)
     assert losses["train/policy_loss"].item() == pytest.approx(-3.0)
     assert losses["train/value_loss"].item() == pytest.approx(2.0)
@@ -90,9 +90,10 @@ def test_update_improves_its_objective_and_reports_every_metric():
     trajectory = make_trajectory()
     objective = ClippedObjective(agent.net, agent.config)
     batch = objective.batch(trajectory, agent.prepare(trajectory, trajectory.rewards))
-    before = objective.losses(batch)["train/loss"].item()
+    every = Rows(batch, torch.arange(16))
+    before = objective.losses(every)["train/loss"].item()
     metrics = agent.update(trajectory, progress=0.0)
-    assert objective.losses(batch)["train/loss"].item() < before
+    assert objective.losses(every)["train/loss"].item() < before
     assert set(metrics) >= {
         "train/policy_loss", "train/value_loss", "train/entropy_loss", "train/approx_kl",
         "train/clip_fraction", "train/explained_variance", "train/learning_rate",

@@ -130,7 +130,10 @@ def test_the_trial_finds_native_layers_right(encoder):
 @needs_compiler
 def test_the_trial_finds_wrong_gradients(monkeypatch):
     backward = convolution.Learning.backward
-    wrong = lambda self, gradient: backward(self, -gradient)  # noqa: E731
+
+    def wrong(learning, gradient, **kept):
+        return backward(learning, -gradient, **kept)
+
     monkeypatch.setattr(convolution.Learning, "backward", wrong)
     assert "differ from torch's" in trial.compare("fp32", "nature")["failed"]
 
