@@ -47,6 +47,7 @@ class Steps:
         eps: float,
     ) -> None:
         self._values, self._moments = values, (first_moments, second_moments)
+        self._gradients: list[torch.Tensor | None] = [None] * len(values)
         self._betas = betas
         for rows in zip(values, *self._moments, strict=True):
             assert all(_alike(rows[0], t) for t in rows)
@@ -67,9 +68,14 @@ class Steps:
 
         Where that is not finite, nothing is changed. Gradients lie in memory as parameters do.
         """
-        for place, value, gradient in zip(self._parameters, self._values, gradients, strict=True):
-            assert _alike(value, gradient), (value.stride(), gradient.stride())
-            place.values, place.gradient = value.data_ptr(), gradient.data_ptr()
+        known = self._gradients  # most often the very ones of the step before
+        for i, (place, value, gradient) in enumerate(
+            zip(self._parameters, self._values, gradients, strict=True)
+        ):
+            place.values = value.data_ptr()
+            if gradient is not known[i]:
+                assert _alike(value, gradient), (value.stride(), gradient.stride())
+                known[i], place.gradient = gradient, gradient.data_ptr()
         settings = self._settings
         settings.max_norm, settings.rate = max_norm, rate
         settings.correction = 1.0 / (1.0 - self._betas[0] ** count)

@@ -15,18 +15,6 @@ namespace {
 thread_local Scratch<float> right_weights, right_x, left_rows, left_gradients, grouped_gradients;
 thread_local Scratch<float> bias_sums, last_weights, last_outputs, last_gradients;
 
-constexpr int SOME = 144;  // rows at a time, whose left matrix stays in the cache; measured
-
-// Calls `some(first, count)` for a few rows at a time.
-template <typename Some>
-INLINE void for_rows(int start, int stop, Some some) {
-    const int parts = ceil_div(stop - start, SOME);
-    for (int part = 0; part < parts; ++part) {
-        const int first = begin_of(part, parts, stop - start), last = begin_of(part + 1, parts, stop - start);
-        some(start + first, last - first);
-    }
-}
-
 // y [rows, y_row] = x [rows, inputs] times panels of `width` columns.
 template <typename Value>
 void multiply(const float* x, int rows, int inputs, int width, const Value* panels, float* y, int y_row) {
@@ -45,16 +33,14 @@ void forward(const float* x, int rows, int inputs, int outputs, const float* wei
     in_shares(outputs / W, threads, [&](int first, int last, int) {
         turn_into_panels(weights, inputs, outputs, first * W, last * W, panels);
     });
-    in_shares(rows, threads, [&](int start, int stop, int) {
-        for_rows(start, stop, [&](int first, int some) {
-            float* y = out + (size_t)first * outputs;
-            multiply(x + (size_t)first * inputs, some, inputs, outputs, panels, y, outputs);
-            for (int r = 0; r < some; ++r, y += outputs)
-                for (int j = 0; j < outputs; j += W) {
-                    const Vec sum = load(y + j) + load(bias + j);
-                    store(y + j, relu ? where_positive(sum, sum) : sum);
-                }
-        });
+    in_shares(rows, threads, [&](int first, int last, int) {
+        float* y = out + (size_t)first * outputs;
+        multiply(x + (size_t)first * inputs, last - first, inputs, outputs, panels, y, outputs);
+        for (int r = first; r < last; ++r, y += outputs)
+            for (int j = 0; j < outputs; j += W) {
+                const Vec sum = load(y + j) + load(bias + j);
+                store(y + j, relu ? where_positive(sum, sum) : sum);
+            }
     });
 }
 
@@ -109,10 +95,9 @@ void backward(const float* x, int rows, int inputs, int outputs, const float* we
         for (int j = start * PANEL; j < stop * PANEL; j += PANEL)
             (to.add ? columns<Order::COLUMNS_FIRST, 2, true, Value> : columns<Order::COLUMNS_FIRST, 2, false, Value>)(
                 outputs, in_groups, group, of_x + (size_t)j * groups, PANEL, to.weights + j, inputs, groups);
-        for_rows(begin_of(thread, threads, rows), begin_of(thread + 1, threads, rows), [&](int first, int some) {
-            matmul_by_panels(some, inputs, depth, in_rows + first * row, row, of_weights, dx + (size_t)first * inputs,
-                             inputs);
-        });
+        const int first = begin_of(thread, threads, rows), last = begin_of(thread + 1, threads, rows);
+        matmul_by_panels(last - first, inputs, depth, in_rows + first * row, row, of_weights,
+                         dx + (size_t)first * inputs, inputs);
     });
     for (int o = 0; o < outputs; ++o) {
         if (!to.add) to.bias[o] = 0.0f;
@@ -159,20 +144,18 @@ extern "C" void heads_learn(const float* features, int32_t rows, int32_t inputs,
     const float* bias = weights + (size_t)width * inputs;
     float* panels = right_weights.of((size_t)width * inputs);
     turn_into_panels(weights, inputs, width, 0, width, panels);
-    in_shares(rows, threads, [&](int start, int stop, int) {
-        for_rows(start, stop, [&](int first, int some) {
-            float* y = last_outputs.of((size_t)some * width);
-            multiply(features + (size_t)first * inputs, some, inputs, width, panels, y, width);
-            for (int r = first; r < first + some; ++r, y += width) {
-                for (int j = 0; j <= actions; ++j) y[j] += bias[j];
-                const float highest = *std::max_element(y, y + actions);
-                float sum = 0.0f;
-                for (int a = 0; a < actions; ++a) sum += std::exp(y[a] - highest);
-                const float logarithm = highest + std::log(sum);
-                for (int a = 0; a < actions; ++a) policy[(size_t)r * actions + a] = y[a] - logarithm;
-                values[r] = y[actions];
-            }
-        });
+    in_shares(rows, threads, [&](int first, int last, int) {
+        float* y = last_outputs.of((size_t)(last - first) * width);
+        multiply(features + (size_t)first * inputs, last - first, inputs, width, panels, y, width);
+        for (int r = first; r < last; ++r, y += width) {
+            for (int j = 0; j <= actions; ++j) y[j] += bias[j];
+            const float highest = *std::max_element(y, y + actions);
+            float sum = 0.0f;
+            for (int a = 0; a < actions; ++a) sum += std::exp(y[a] - highest);
+            const float logarithm = highest + std::log(sum);
+            for (int a = 0; a < actions; ++a) policy[(size_t)r * actions + a] = y[a] - logarithm;
+            values[r] = y[actions];
+        }
     });
 }
 
