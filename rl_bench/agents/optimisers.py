@@ -93,10 +93,11 @@ class Adam(_Stateful):
     ) -> None:
         super().__init__(parameters, learning_rate)
         self.eps = eps
+        self._steps = torch.zeros(len(self.parameters))
         self.state = {
             "first_moments": self._zeros(),
             "second_moments": self._zeros(),
-            "steps": [torch.zeros((), device=p.device) for p in self.parameters],
+            "steps": [*self._steps.unbind()],  # views, which one operator counts up
         }
         moments = self.state["first_moments"], self.state["second_moments"]
         self._natively = (
@@ -112,11 +113,11 @@ class Adam(_Stateful):
                 count=1 + int(state["steps"][0].item()),
             )  # fmt: skip
             if math.isfinite(norm):
-                torch._foreach_add_(state["steps"], 1)
+                self._steps.add_(1)
             return norm
         gradients, norm = self._clipped_gradients(max_grad_norm)
         if math.isfinite(norm):
-            torch._foreach_add_(state["steps"], 1)
+            self._steps.add_(1)
             torch._fused_adam_(
                 self.parameters, gradients, state["first_moments"], state["second_moments"], [],
                 state["steps"], lr=self.learning_rate, beta1=self.betas[0], beta2=self.betas[1],
