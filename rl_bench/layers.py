@@ -1,8 +1,8 @@
 """Layers that compute in the dtype of their input, whatever their weights are kept in.
 
-`rl_bench.native` can compute convolutions instead of torch (in float32, one thread of an AVX2 CPU,
-Nature encoder: half the time for a gradient of 512 rows; perf/kernels.py), and, where they act,
-dense layers.
+`rl_bench.native` can compute them instead of torch (in float32, one thread of an AVX2 CPU, Nature
+encoder: half the time for a gradient of 512 rows; perf/kernels.py); for learning, `learning.py` has
+it do so.
 
 For inference torch's layers can be packed: weights are laid out once as the matrix units want them,
 which oneDNN otherwise does at every call, and a ReLU is applied in the same pass (measured: 32
@@ -65,7 +65,7 @@ class Dense(nn.Linear):
         )
 
     def use_native(self) -> None:
-        """From now on `rl_bench.native` computes it, where it acts."""
+        """From now on `rl_bench.native` computes it where it acts, and `learning.py` where not."""
         self.native = True
 
     def repack(self) -> None:
@@ -109,7 +109,12 @@ def _convolve_natively(x: torch.Tensor, links: Sequence[Link], dtype: torch.dtyp
             )
         y = convolution.convolve(x, first._packed)
     else:
-        y = convolution.Convolutions.apply(x, kinds_of(links), method, *parameters_of(links))
+        parameters = parameters_of(links)
+        kernels, biases = parameters[::2], parameters[1::2]
+        once = convolution.Learning(
+            x, kinds_of(links), kernels, method, room=len(x), into_images=False
+        )
+        y = once.forward(x.contiguous(), kernels, biases)
     return y.permute(0, 3, 1, 2)
 
 

@@ -52,6 +52,9 @@ class Learning:
         self._rectified = rectified
         learns = dense.learns(last.weight, dtype)
         self._last = (dense.Learning if learns else _Last)(last.weight, dtype, room)
+        # Of the parameters, in their order; good until the next time.
+        self.gradients = [g for stage in self._stages for g in stage.gradients]
+        self.gradients += self._last.gradients
 
     def forward(self, frames: torch.Tensor, chosen: torch.Tensor | None) -> torch.Tensor:
         """Features [N, F] float32 of the frames, or of those at the indices `chosen`."""
@@ -64,16 +67,15 @@ class Learning:
         self._x = (F.relu(x) if self._rectified else x).flatten(1)
         return self._last.forward(self._x, *self.parameters[-2:])
 
-    def backward(self, gradient: torch.Tensor, *, add: bool) -> list[torch.Tensor]:
-        """Of that of the features those of `parameters`, added to those of before on demand."""
-        flat, *of_last = self._last.backward(self._x, self.parameters[-2], gradient, add=add)
+    def backward(self, gradient: torch.Tensor, *, add: bool) -> None:
+        """Fill `gradients` by that of the features, or add to them."""
+        flat = self._last.backward(self._x, self.parameters[-2], gradient, add=add)
         dx: torch.Tensor | None = flat.view_as(self._passed)
         if self._rectified:
             dx = torch.ops.aten.threshold_backward.default(dx, self._passed, 0.0)
         for stage in reversed(self._stages):
             assert dx is not None, "each stage but the first has a gradient of what it took"
             dx = stage.backward(dx, add=add)
-        return [*(g for stage in self._stages for g in stage.gradients), *of_last]
 
 
 class _Last:
@@ -81,7 +83,7 @@ class _Last:
 
     def __init__(self, like: torch.Tensor, dtype: torch.dtype, room: int) -> None:
         self._weight = torch.empty_like(like, dtype=dtype, requires_grad=False)
-        self._gradients = torch.zeros_like(like), like.new_zeros(len(like))
+        self.gradients = like.new_zeros(like.shape), like.new_zeros(len(like))
 
     def forward(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
         dtype = self._weight.dtype
@@ -91,13 +93,13 @@ class _Last:
 
     def backward(
         self, x: torch.Tensor, weight: torch.Tensor, gradient: torch.Tensor, *, add: bool
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    ) -> torch.Tensor:
         dtype = self._weight.dtype
         dy = torch.ops.aten.threshold_backward.default(gradient.to(dtype), self._out, 0.0)
         found = dy.t().mm(self._x), dy.sum(0)
-        for mine, one in zip(self._gradients, found, strict=True):
+        for mine, one in zip(self.gradients, found, strict=True):
             mine.add_(one) if add else mine.copy_(one)
-        return dy.mm(self._weight).to(x.dtype), *self._gradients
+        return dy.mm(self._weight).to(x.dtype)
 
 
 class LearningOutputs:
@@ -109,7 +111,8 @@ class LearningOutputs:
         self._of_heads = parameters
         actions, features = policy.weight.shape
         self._heads = dense.LearningHeads(features, actions, encoder.room)
-        self._gradients: list[torch.Tensor] = []
+        self._parameters = *encoder.parameters, *parameters
+        self._gradients = *encoder.gradients, *self._heads.gradients
 
     @property
     def room(self) -> int:
@@ -125,18 +128,17 @@ class LearningOutputs:
 
     @torch.no_grad()
     def backward(self, dpolicy: torch.Tensor, dvalues: torch.Tensor) -> None:
-        """Add the gradient to those of the parameters, which are given the memory for it."""
-        parameters = *self.encoder.parameters, *self._of_heads
-        mine = self._gradients and parameters[-1].grad is self._gradients[-1]
-        gradient, *of_heads = self._heads.backward(
-            self._features, self._of_heads, dpolicy, dvalues, add=bool(mine)
-        )
-        self._gradients = [*self.encoder.backward(gradient, add=bool(mine)), *of_heads]
-        for parameter, found in zip(parameters, self._gradients, strict=True):
-            if parameter.grad is None:
-                parameter.grad = found
-            elif parameter.grad is not found:
-                parameter.grad.add_(found)
+        """Add the gradient to those of the parameters, which get the memory here for it.
+
+        Always in the same way, whatever was there before: a sum's rounding must not depend on it.
+        """
+        add = any(parameter.grad is not None for parameter in self._parameters)
+        for parameter, mine in zip(self._parameters, self._gradients, strict=True):
+            if add and parameter.grad is not mine:
+                mine.zero_() if parameter.grad is None else mine.copy_(parameter.grad)
+            parameter.grad = mine
+        gradient = self._heads.backward(self._features, self._of_heads, dpolicy, dvalues, add=add)
+        self.encoder.backward(gradient, add=add)
 
 
 class Kept:
@@ -149,14 +151,16 @@ class Kept:
     def __reduce__(self) -> Any:
         return Kept, ()
 
-    def take(self, kind: Any, rows: int, make: Callable[[], Any]) -> Any:
-        """What is for this kind of frames, and for so many or more, made where it is not there.
+    def get(self, kind: Any, rows: int, make: Callable[[], Any]) -> Any:
+        """What is for this kind of frames, and for so many or more; made where it is not there."""
+        if self.ready is None or self._kind != kind or self.ready.room < rows:
+            self.ready = None  # its memory first
+            self.ready, self._kind = make(), kind
+        return self.ready
 
-        It is given back after the gradient: another forward pass meanwhile must not disturb it.
-        """
-        ready, self.ready = self.ready, None
-        if ready is None or self._kind != kind or ready.room < rows:
-            ready, self._kind = make(), kind
+    def take(self, kind: Any, rows: int, make: Callable[[], Any]) -> Any:
+        """The same, not to be had again before it is given back."""
+        ready, self.ready = self.get(kind, rows, make), None
         return ready
 
     def give_back(self, ready: Any) -> None:
@@ -174,7 +178,10 @@ def as_taken(
 
 
 class Features(torch.autograd.Function):
-    """Those of `Learning`, for whatever comes behind them."""
+    """Those of `Learning`, for whatever comes behind them.
+
+    It is taken until the gradient is there: another forward pass meanwhile must not disturb it.
+    """
 
     @staticmethod
     def forward(
@@ -191,6 +198,8 @@ class Features(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        found = ctx.learning.backward(gradient.contiguous(), add=False)
-        ctx.kept.give_back(ctx.learning)
-        return None, None, None, None, *(g.clone() for g in found)
+        learning, ctx.learning = ctx.learning, None
+        learning.backward(gradient.contiguous(), add=False)
+        found = [g.clone() for g in learning.gradients]
+        ctx.kept.give_back(learning)
+        return None, None, None, None, *found

@@ -218,7 +218,7 @@ class ActorCritic(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Policy parameters [N, …] and values [N], float32, for observations [N, *].
 
-        Or for those of them at the indices `chosen` [N], which need no copy where it is native.
+        Or for those of them at the indices `chosen` [N], of which native layers copy no bytes.
         """
         features = self.encoder(obs, self.dtype, chosen).float()
         value_features = features
@@ -231,15 +231,14 @@ class ActorCritic(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """What `forward` gives, without autograd: good until the next time, and for `backward`."""
         frames, rows = as_taken(obs, chosen, self.dtype)
-        kind = frames.shape[1:], frames.dtype, torch.get_num_threads()
+        kind = frames.shape[1:], frames.dtype
 
         def make() -> LearningOutputs:
             assert isinstance(self.encoder, ImageEncoder)
             encoder = self.encoder.learning(frames, self.dtype, len(chosen))
             return LearningOutputs(encoder, self.head.dense, self.value)
 
-        ready: LearningOutputs = self._kept.take(kind, len(chosen), make)
-        self._kept.give_back(ready)
+        ready: LearningOutputs = self._kept.get(kind, len(chosen), make)
         return ready.forward(frames, rows)
 
     def backward(self, dpolicy: torch.Tensor, dvalues: torch.Tensor) -> None:

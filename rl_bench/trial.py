@@ -71,8 +71,10 @@ def _fingerprint() -> str:
 
     facts = [torch.__version__, os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper()]
     digest = hashlib.sha256("\n".join(facts).encode())
-    native = [f"native/{name}.py" for name in ("convolution", "geometry", "dense", "library")]
-    for name in ("trial.py", "layers.py", "learning.py", "nets.py", *native):
+    native = [
+        f"native/{name}.py" for name in ("convolution", "dense", "geometry", "library", "method")
+    ]
+    for name in ("trial.py", "heads.py", "layers.py", "learning.py", "nets.py", *native):
         digest.update((HERE / name).read_bytes())
     return digest.hexdigest()[:8]
 

@@ -1,4 +1,4 @@
-// What Python says of a convolution.
+// What Python says of a convolution, and what it is of.
 #pragma once
 
 #include <cstddef>

@@ -19,7 +19,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch.autograd.function import once_differentiable
 
 from rl_bench.native import library
 from rl_bench.native.geometry import LANES, Form, Geometry, Kind, Size, forms_of
@@ -42,39 +41,13 @@ class Layer(ctypes.Structure):
     ]
 
 
-class Convolutions(torch.autograd.Function):
-    """Images [N, H, W, C], through one layer after the other, → [N, H', W', O].
-
-    Each layer has a kernel [O, C, K, K] and a bias [O], float32; images and outputs are of the
-    method's dtype. The images may be uint8; they then count as divided by 255.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        images: torch.Tensor,
-        kinds: Sequence[Kind],
-        method: Method,
-        *kernels_and_biases: torch.Tensor,
-    ) -> torch.Tensor:
-        images, kernels = images.contiguous(), kernels_and_biases[::2]
-        ctx.learning = Learning(
-            images, kinds, kernels, method, room=len(images), into_images=ctx.needs_input_grad[0]
-        )
-        return ctx.learning.forward(images, kernels, kernels_and_biases[1::2])
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        dimages = ctx.learning.backward(gradient.contiguous(), add=False)
-        return dimages, None, None, *ctx.learning.gradients
-
-
 class Learning:
     """Layers with room for what up to `room` images leave behind, to be learned from.
 
-    Made ready once, as that takes longer than a small minibatch's smaller layers. The images are
-    like `like`, of any number.
+    Images [N, H, W, C] like `like` go through one layer after the other, → [N, H', W', O]. Each has
+    a kernel [O, C, K, K] and a bias [O], float32; images and outputs are of the method's dtype. The
+    images may be uint8; they then count as divided by 255. Made ready once, as that takes longer
+    than a small minibatch's smaller layers.
     """
 
     def __init__(
@@ -87,7 +60,7 @@ class Learning:
         room: int,
         into_images: bool,
     ) -> None:
-        self._like, self.room = like[:0], room
+        self._like, self.room = _kind_of(like), room
         forms = _forms(like, kinds, kernels, method)
         last = forms[-1].size()
         assert not into_images or like.shape[-1] % LANES == 0, "such a layer has no way back"
@@ -148,20 +121,20 @@ class Learning:
         for layer, bias in zip(self._layers, biases, strict=True):
             assert bias.is_contiguous()
             layer.bias = bias.data_ptr()
-        self._taken = images, chosen, kernels
+        self._taken = images, chosen, kernels, count
         self._forward(count, images, chosen, torch.get_num_threads())
         return self._outputs[-1][:count]
 
     def backward(self, gradient: torch.Tensor, *, add: bool) -> torch.Tensor | None:
         """Fill `gradients`, or add to them; returns the images' where they have one."""
-        (images, chosen, kernels), self._taken = self._taken, None
-        assert gradient.is_contiguous() and gradient.dtype == self._outputs[-1].dtype
-        assert gradient.shape[1:] == self._outputs[-1].shape[1:]
+        (images, chosen, kernels, count), self._taken = self._taken, None
+        assert gradient.is_contiguous() and gradient.dtype == self.out.dtype
+        assert gradient.shape == (count, *self.out.shape[1:])
         for turn, kernel in zip(self._turns, kernels, strict=True):
             if turn is not None:
                 turn(_in_order(kernel), torch.get_num_threads())
-        self._backward(len(gradient), images, chosen, gradient, add, torch.get_num_threads())
-        return None if self._dimages is None else self._dimages[: len(gradient)]
+        self._backward(count, images, chosen, gradient, add, torch.get_num_threads())
+        return None if self._dimages is None else self._dimages[:count]
 
 
 @dataclass(frozen=True)
@@ -193,7 +166,8 @@ class Acting:
     """A chain for so many images, made ready once, as that takes longer than small layers."""
 
     def __init__(self, chain: Chain, images: int) -> None:
-        self._chain = chain  # with what C++ is given the addresses of
+        self._like, self._values = chain.like, chain.method.values
+        self._kept = chain.us, chain.biases  # whose addresses C++ is given
         self._layers = _layers(chain.forms, u=chain.us, bias=chain.biases)
         self._size = images, *chain.forms[-1].size()
         self._call = library.Prepared(
@@ -202,11 +176,11 @@ class Acting:
         )  # fmt: skip
 
     def room(self) -> torch.Tensor:
-        return torch.empty(self._size, dtype=self._chain.method.values)
+        return torch.empty(self._size, dtype=self._values)
 
     def __call__(self, images: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
         """Fills and returns `out`; images are such as were packed for, and contiguous."""
-        _check(images, self._chain.like)
+        _check(images, self._like)
         assert len(images) == self._size[0]
         self._layers[-1].outputs = out.data_ptr()
         self._call(images)
@@ -225,7 +199,9 @@ def pack(
     us = _rooms_for_kernels(forms, method)
     for form, u, kernel in zip(forms, us, kernels, strict=True):
         _pack_call(form, method, u)(_in_order(kernel), torch.get_num_threads())
-    return Chain(images[:0], method, forms, us, [bias.detach().contiguous() for bias in biases])
+    return Chain(
+        _kind_of(images), method, forms, us, [bias.detach().contiguous() for bias in biases]
+    )
 
 
 def _forms(
@@ -277,9 +253,14 @@ def _packed_size(form: Form, method: Method) -> int:
 
 
 def convolve(images: torch.Tensor, chain: Chain) -> torch.Tensor:
-    """What `Convolutions` gives, without a gradient, of contiguous images."""
+    """What `Learning` gives of contiguous images."""
     acting = chain.acting(len(images))
     return acting(images, acting.room())
+
+
+def _kind_of(images: torch.Tensor) -> torch.Tensor:
+    """None of them, but of their size and dtype."""
+    return images.new_empty(0, *images.shape[1:])
 
 
 def _check(images: torch.Tensor, like: torch.Tensor) -> None:

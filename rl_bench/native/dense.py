@@ -101,28 +101,30 @@ class Learning:
         outputs, inputs = like.shape
         shape = number, inputs, outputs, method_of(dtype).halves
         self._out, self._dx = torch.empty(room, outputs), torch.empty(room, inputs)
-        self._gradients = torch.empty(outputs, inputs), torch.empty(outputs)
+        self.gradients = torch.empty(outputs, inputs), torch.empty(outputs)  # weights', bias's
         self._forward = library.Prepared(
-            "dense_learn", address, *shape, address, address, True, self._out, number
+            "dense_learn", address, *shape, address, address, self._out, number
         )
         self._backward = library.Prepared(
             "dense_learn_backward", address, *shape, address, self._out, address, self._dx,
-            *self._gradients, number, number,
+            *self.gradients, number, number,
         )  # fmt: skip
 
     def forward(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
         """Outputs [N, O] of x [N, I], all float32."""
         assert x.is_contiguous() and weight.is_contiguous() and bias.is_contiguous()
+        assert len(x) <= len(self._out) and x.shape[1:] == self._dx.shape[1:]
         self._forward(x, len(x), weight, bias, torch.get_num_threads())
         return self._out[: len(x)]
 
     def backward(
         self, x: torch.Tensor, weight: torch.Tensor, gradient: torch.Tensor, *, add: bool
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Gradients of x, weights and bias; the last two added to those of before on demand."""
+    ) -> torch.Tensor:
+        """The gradient of x; fills `gradients`, or adds to them."""
         assert gradient.is_contiguous() and gradient.dtype == torch.float32
+        assert gradient.shape == (len(x), self._out.shape[1]) and len(x) <= len(self._out)
         self._backward(x, len(x), weight, gradient, add, torch.get_num_threads())
-        return self._dx[: len(x)], *self._gradients
+        return self._dx[: len(x)]
 
 
 def learns(weight: torch.Tensor, dtype: torch.dtype) -> bool:
@@ -144,7 +146,8 @@ class LearningHeads:
         self._policy, self._values = torch.empty(room, actions), torch.empty(room)
         self._dfeatures = torch.empty(room, features)
         weights, biases = torch.empty(actions + 1, features), torch.empty(actions + 1)
-        self._gradients = weights[:-1], biases[:-1], weights[-1:], biases[-1:]
+        # Of the policy's weights and bias, and the value's.
+        self.gradients = weights[:-1], biases[:-1], weights[-1:], biases[-1:]
         self._forward = library.Prepared(
             "heads_learn", address, *shape, *[address] * 4, self._policy, self._values, number
         )
@@ -159,6 +162,7 @@ class LearningHeads:
         """`parameters`: weights [A, F] and bias [A] of the policy, [1, F] and [1] of the value."""
         assert all(t.is_contiguous() for t in (features, *parameters))
         rows = len(features)
+        assert rows <= len(self._values) and features.shape[1:] == self._dfeatures.shape[1:]
         self._forward(features, rows, *parameters, torch.get_num_threads())
         return self._policy[:rows], self._values[:rows]
 
@@ -170,12 +174,13 @@ class LearningHeads:
         dvalues: torch.Tensor,
         *,
         add: bool,
-    ) -> tuple[torch.Tensor, ...]:
-        """Gradients of features and of the parameters, these added to those of before on demand."""
-        assert dpolicy.is_contiguous() and dvalues.is_contiguous()
+    ) -> torch.Tensor:
+        """The gradient of the features; fills `gradients`, or adds to them."""
+        rows = len(features)
+        assert dpolicy.shape == (rows, self._policy.shape[1]) and dvalues.shape == (rows,)
+        assert all(t.is_contiguous() and t.dtype == torch.float32 for t in (dpolicy, dvalues))
         weight, _, value_weight, _ = parameters
         self._backward(
-            features, len(features), weight, value_weight, dpolicy, dvalues, add,
-            torch.get_num_threads(),
-        )  # fmt: skip
-        return self._dfeatures[: len(features)], *self._gradients
+            features, rows, weight, value_weight, dpolicy, dvalues, add, torch.get_num_threads()
+        )
+        return self._dfeatures[:rows]

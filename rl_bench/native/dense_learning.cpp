@@ -19,7 +19,7 @@ thread_local Scratch<float> bias_sums, last_weights, last_outputs, last_gradient
 template <typename Value>
 void multiply(const float* x, int rows, int inputs, int width, const Value* panels, float* y, int y_row) {
     const int depth = inputs / PER<Value>;
-    const ptrdiff_t row = row_of(depth);
+    const ptrdiff_t row = apart(depth);
     auto* left = reinterpret_cast<Value*>(left_rows.of(rows * row));
     for (int r = 0; r < rows; ++r, x += inputs)
         for (int i = 0; i < inputs; i += W) put(left + r * row, i, load(x + i));
@@ -27,7 +27,7 @@ void multiply(const float* x, int rows, int inputs, int width, const Value* pane
 }
 
 template <typename Value>
-void forward(const float* x, int rows, int inputs, int outputs, const float* weights, const float* bias, bool relu,
+void forward(const float* x, int rows, int inputs, int outputs, const float* weights, const float* bias,
              float* out, int threads) {
     auto* panels = reinterpret_cast<Value*>(right_weights.of((size_t)inputs / PER<Value> * outputs));
     in_shares(outputs / W, threads, [&](int first, int last, int) {
@@ -39,7 +39,7 @@ void forward(const float* x, int rows, int inputs, int outputs, const float* wei
         for (int r = first; r < last; ++r, y += outputs)
             for (int j = 0; j < outputs; j += W) {
                 const Vec sum = load(y + j) + load(bias + j);
-                store(y + j, relu ? where_positive(sum, sum) : sum);
+                store(y + j, where_positive(sum, sum));
             }
     });
 }
@@ -67,7 +67,7 @@ template <typename Value>
 void backward(const float* x, int rows, int inputs, int outputs, const float* weights, const Behind& behind,
               float* dx, const Gradients& to, int threads) {
     const int width = behind.width, groups = ceil_div(rows, PER<Value>), depth = width / PER<Value>;
-    const ptrdiff_t row = row_of(depth), group = row_of(width);
+    const ptrdiff_t row = apart(depth), group = apart(width);
     auto* of_weights = reinterpret_cast<Value*>(right_weights.of((size_t)depth * inputs));
     auto* of_x = reinterpret_cast<Value*>(right_x.of((size_t)groups * inputs));
     auto* in_rows = reinterpret_cast<Value*>(left_gradients.of(rows * row));
@@ -105,7 +105,8 @@ void backward(const float* x, int rows, int inputs, int outputs, const float* we
     }
 }
 
-// The last layers' weights as one's [width, inputs], and behind them the bias [width]: logits, value, zeros.
+// The last layers' weights as one's [width, inputs], and behind them the bias [width]: logits, value, zeros. Biases
+// may be null.
 const float* as_one(int inputs, int actions, const float* policy_weights, const float* policy_bias,
                     const float* value_weights, const float* value_bias, int width) {
     const size_t size = (size_t)width * inputs;
@@ -113,21 +114,21 @@ const float* as_one(int inputs, int actions, const float* policy_weights, const 
     std::fill_n(weights, size + width, 0.0f);
     std::copy_n(policy_weights, (size_t)actions * inputs, weights);
     std::copy_n(value_weights, inputs, weights + (size_t)actions * inputs);
-    std::copy_n(policy_bias, actions, weights + size);
-    weights[size + actions] = *value_bias;
+    if (policy_bias) std::copy_n(policy_bias, actions, weights + size);
+    if (value_bias) weights[size + actions] = *value_bias;
     return weights;
 }
 
 }  // namespace
 
-// `out` [rows, O] of x [rows, inputs], with a ReLU behind it on demand. `inputs` is a multiple of 32, O of 16.
+// `out` [rows, O] of x [rows, inputs], with a ReLU behind it. `inputs` is a multiple of 32, O of 16.
 extern "C" void dense_learn(const float* x, int32_t rows, int32_t inputs, int32_t outputs, int32_t halves,
-                            const float* weights, const float* bias, int32_t relu, float* out, int32_t threads) {
-    (halves ? forward<Pair> : forward<float>)(x, rows, inputs, outputs, weights, bias, relu, out, threads);
+                            const float* weights, const float* bias, float* out, int32_t threads) {
+    (halves ? forward<Pair> : forward<float>)(x, rows, inputs, outputs, weights, bias, out, threads);
 }
 
-// Gradients of x, weights and bias, the last two added to what is there on demand, of that of the outputs. `activated`
-// are these where a ReLU came behind, else null.
+// Gradients of x, weights and bias, the last two added to what is there on demand, of that of the outputs, which are
+// `activated`.
 extern "C" void dense_learn_backward(const float* x, int32_t rows, int32_t inputs, int32_t outputs, int32_t halves,
                                      const float* weights, const float* activated, const float* gradient,
                                      float* dx, float* dweights, float* dbias, int32_t add, int32_t threads) {
@@ -166,8 +167,7 @@ extern "C" void heads_learn_backward(const float* features, int32_t rows, int32_
                                      const float* policy, const float* dpolicy, const float* dvalues,
                                      float* dfeatures, float* dweights, float* dbias, int32_t add, int32_t threads) {
     const int width = ceil_div(actions + 1, W) * W;
-    const float none[1] = {};
-    const float* weights = as_one(inputs, actions, policy_weights, policy_weights, value_weights, none, width);
+    const float* weights = as_one(inputs, actions, policy_weights, nullptr, value_weights, nullptr, width);
     float* gradient = last_gradients.of((size_t)rows * width);
     in_shares(rows, threads, [&](int first, int last, int) {
         for (int r = first; r < last; ++r) {

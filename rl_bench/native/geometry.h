@@ -43,8 +43,6 @@ struct Plan : Geometry {
         block = std::max(96 / tiles, 1);
         chunk = block > 1 ? tiles : ceil_div(tiles, ceil_div(tiles, 96));
     }
-    // Else columns crowd in a first cache too.
-    static int apart(int count) { return count % 64 == 0 ? count + 16 : count; }
     int sums_of(int count) const { return ceil_div(count, per); }  // products that so many values take
     size_t image() const { return (size_t)height * width * channels; }
     size_t grid() const { return (size_t)grid_height * grid_width * lanes; }

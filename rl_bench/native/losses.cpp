@@ -75,8 +75,8 @@ Means means_of(int count, int rows, int threads, Visit visit) {
 extern "C" void clipped_objective(
     const float* policy, const float* values, int32_t rows, int32_t actions, const int64_t* chosen,
     const int64_t* all_taken, const float* old_log_probs, const float* advantages, const float* returns,
-    const float* old_values, float mean, float spread, const Terms* all_terms, float* policy_gradients, float* value_gradients, Means* means,
-    int32_t threads) {
+    const float* old_values, float mean, float spread, const Terms* all_terms, float* policy_gradients,
+    float* value_gradients, Means* means, int32_t threads) {
     const Terms& terms = *all_terms;
     const float range = terms.clip_range;
     *means = means_of(rows, rows, threads, [&](int first, int last, Means& sums) {
@@ -112,8 +112,8 @@ struct VTraceSettings {
 // actions], values [steps + 1, unrolls]. Nobody acted on the last observations, whose values bootstrap.
 extern "C" void vtrace_objective(
     const float* policy, const float* values, int32_t steps, int32_t unrolls, int32_t actions,
-    const int64_t* chosen, const int64_t* all_taken, const float* old_log_probs, const float* rewards, const bool* terminated,
-    const bool* truncated, const float* final_values, const float* old_values,
+    const int64_t* chosen, const int64_t* all_taken, const float* old_log_probs, const float* rewards,
+    const bool* terminated, const bool* truncated, const float* final_values, const float* old_values,
     const Terms* all_terms, const VTraceSettings* vtrace, float* policy_gradients, float* value_gradients, Means* means,
     int32_t threads) {
     const VTraceSettings& by = *vtrace;

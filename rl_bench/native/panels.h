@@ -12,9 +12,6 @@ namespace {
 template <typename Value>
 constexpr int PER = std::is_same_v<Value, Pair> ? 2 : 1;  // values along a sum that lie together
 
-// From one row of a matrix to the next: what lies a power of two apart would crowd into the same few places.
-INLINE ptrdiff_t row_of(int count) { return count % 64 == 0 ? count + 16 : count; }
-
 INLINE void put_group(float* to, Vec one, Vec) { store(to, one); }
 INLINE void put_group(Pair* to, Vec one, Vec other) { store_pairs(to, one, other); }
 

@@ -60,6 +60,9 @@ INLINE Vec where_positive(Vec mask, Vec value) { return (Vec)(~(mask <= 0.0f) & 
 
 INLINE int ceil_div(int a, int b) { return (a + b - 1) / b; }
 
+// From one row of a matrix to the next: a power of two apart, they would crowd into the same few places of a cache.
+INLINE int apart(int count) { return count % 64 == 0 ? count + 16 : count; }
+
 // Where the part `part` of `parts` nearly equal ones of `count` begins.
 template <typename Count>
 Count begin_of(int part, int parts, Count count) {

@@ -139,6 +139,18 @@ def test_gradients_of_pieces_add_up(encoder, threads):
     assert_near(found, [g + 1.0 for g in first], 1e-5)
 
 
+def test_a_sum_of_pieces_does_not_depend_on_what_was_learned_before():
+    # Breaks when: a run that goes on differs in the last bits, as its first pieces need more room.
+    frames = [random_frames(count) for count in (9, 20, 4)]
+    nets = make_net(), make_net()
+    gradients_without_autograd(nets[1], random_frames(30))
+    for net in nets:
+        net.zero_grad()
+        for piece in frames:
+            gradients_without_autograd(net, piece, add=True)
+    assert all(map(torch.equal, *map(grads_of, nets)))
+
+
 @ways
 def test_copies_begin_without_what_was_made_ready(gradients):
     net, frames = make_net(), random_frames(5)

@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from gymnasium.spaces import Box, Discrete
+from torch.autograd.function import once_differentiable
 
 from rl_bench import trial
 from rl_bench.benchmark import resolve
@@ -49,6 +50,30 @@ LAYERS = {
 }
 METHODS = {"floats": FLOATS, "halves": HALVES}
 methods = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+
+
+class Convolutions(torch.autograd.Function):
+    """`convolution.Learning`, whose results autograd can be asked for."""
+
+    @staticmethod
+    def forward(
+        ctx,
+        images,
+        kinds,
+        method,
+        *kernels_and_biases,
+    ):
+        images, kernels = images.contiguous(), kernels_and_biases[::2]
+        ctx.learning = convolution.Learning(
+            images, kinds, kernels, method, room=len(images), into_images=ctx.needs_input_grad[0]
+        )
+        return ctx.learning.forward(images, kernels, kernels_and_biases[1::2])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient):
+        dimages = ctx.learning.backward(gradient.contiguous(), add=False)
+        return dimages, None, None, *ctx.learning.gradients
 
 
 def make_layer(name, count):
@@ -125,7 +150,7 @@ def test_outputs_and_gradients_are_those_of_the_definition(name, relu, threads, 
     leaves = [weight.requires_grad_(), bias.requires_grad_()]
     if not first:
         leaves.insert(0, images.requires_grad_())
-    found = convolution.Convolutions.apply(images, kinds, method, weight, bias)
+    found = Convolutions.apply(images, kinds, method, weight, bias)
     # Where the ReLU's input is nearly 0, either side of it is right.
     gradient = torch.randn(found.shape, generator=torch.Generator().manual_seed(1))
     gradient[expected.abs() < (1e-4 if method is FLOATS else 0.1)] = 0.0
@@ -196,7 +221,7 @@ def test_layers_that_follow_each_other_are_those_of_the_definition(name, threads
     wide, expected = define(images, kinds, parameters)
     leaves = [p.requires_grad_() for p in parameters]
     leaves = leaves if first else [images.requires_grad_(), *leaves]
-    found = convolution.Convolutions.apply(images, kinds, method, *parameters)
+    found = Convolutions.apply(images, kinds, method, *parameters)
     gradient = torch.randn(found.shape, generator=torch.Generator().manual_seed(1))
     gradients = torch.autograd.grad(found, leaves, gradient)
     packed = convolution.pack(images, kinds, parameters[::2], parameters[1::2], method)
@@ -229,10 +254,10 @@ def test_images_at_the_end_without_a_gradient_change_nothing(name, threads, meth
 
     def gradients(images, gradient):
         wanted = leaves if first else [images.requires_grad_(), *leaves]
-        found = convolution.Convolutions.apply(images, kinds, method, *parameters)
+        found = Convolutions.apply(images, kinds, method, *parameters)
         return torch.autograd.grad(found, wanted, gradient)
 
-    shape = convolution.Convolutions.apply(images, kinds, method, *parameters).shape
+    shape = Convolutions.apply(images, kinds, method, *parameters).shape
     gradient = torch.randn(shape, generator=torch.Generator().manual_seed(1))
     gradient[4:] = 0.0
     gradient[3].flatten()[:-64] = 0.0
@@ -428,6 +453,13 @@ def assert_networks_in_bfloat16_learn_and_act_as_those_of_torch(encoder, count):
     for ours, theirs in zip(native.parameters(), plain.parameters(), strict=True):
         # Of rounding; torch's own gradients in bfloat16 are as far from those in float32.
         assert (ours.grad - theirs.grad).norm() < 0.06 * theirs.grad.norm()
+    by_autograd = [p.grad for p in native.parameters()]
+    native.zero_grad()
+    for chosen in (torch.arange(20, count), torch.arange(20)):  # in pieces, the larger one last
+        policy, values = native.forward_to_learn(frames, chosen)
+        native.backward(2 * policy / (count * 15), 2 * values / count)
+    for ours, theirs in zip(native.parameters(), by_autograd, strict=True):
+        assert (ours.grad - theirs).norm() < 0.02 * theirs.norm()
     acting = native.acting_copy()
     for _ in range(2):
         with torch.inference_mode():

@@ -19,6 +19,7 @@ from rl_bench.native.method import HALVES, TILES, method_of
 from tests.unit.test_native import (
     CHAINS,
     LAYERS,
+    Convolutions,
     assert_a_pool_takes_what_torchs_takes,
     assert_networks_in_bfloat16_learn_and_act_as_those_of_torch,
     cell,
@@ -108,7 +109,7 @@ def test_outputs_and_gradients_are_those_of_the_definition(unit, name, relu, cou
     ours = [p.requires_grad_() for p in ours]
     first = images.shape[-1] % 16 != 0
     images = images if first else images.requires_grad_()
-    found = convolution.Convolutions.apply(images, kinds, TILES, *ours)
+    found = Convolutions.apply(images, kinds, TILES, *ours)
     assert_rounded(found, expected)
     # Where the ReLU's input is nearly 0, either side of it is right.
     gradient = torch.randn(found.shape, generator=torch.Generator().manual_seed(1)).to(BF16)
@@ -154,7 +155,7 @@ def test_layers_that_follow_each_other_are_those_of_the_definition(unit, name, c
     assert expected.unique().numel() >= 5
     parameters = [p.requires_grad_() for p in parameters]
     images = images if first else images.requires_grad_()
-    found = convolution.Convolutions.apply(images, kinds, TILES, *parameters)
+    found = Convolutions.apply(images, kinds, TILES, *parameters)
     assert torch.equal(found.double(), expected)
     packed = convolution.pack(images, kinds, parameters[::2], parameters[1::2], TILES)
     with torch.no_grad():
