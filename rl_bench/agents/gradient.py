@@ -45,6 +45,7 @@ class Objective(Protocol):
 def add_gradient(objective: Any, batch: Any, weight: float) -> Metrics:
     """Add `weight` times the gradient of the loss of `batch`, natively where the network can.
 
+    `batch` has observations, `obs`, and says which of them are `chosen`.
     `objective` has the loss twice: `losses` in terms of torch, which is the definition, and
     `native_loss`, which gives the gradients of policy and values, weighed already, with it.
     """
