@@ -22,7 +22,7 @@ class Acting:
 
     For `rows` frames. `stages` are native layers that are packed, as `last` is where it is native
     too; `rectified` says whether a ReLU comes before that. `heads` are policy and value. It is good
-    for as long as the weights are, and what it returns until its next call.
+    for as long as the weights are, and what lies in memory of its own until its next call.
     """
 
     def __init__(
@@ -43,19 +43,21 @@ class Acting:
         self._choose = heads.choice(rows)
         self._chosen = heads.room_for_choice(rows)
 
-    def __call__(self, frames: torch.Tensor, noise: torch.Tensor) -> Choice:
-        assert (
-            noise.is_contiguous()
-            and noise.dtype == torch.float32
-            and noise.shape == self._noise_shape
-        )
+    def __call__(
+        self, frames: torch.Tensor, noise: torch.Tensor, out: Choice | None = None
+    ) -> Choice:
+        """The choice lies in `out`, or in memory of its own."""
+        assert noise.dtype == torch.float32 and noise.shape == self._noise_shape
+        chosen = self._chosen if out is None else out
+        assert noise.is_contiguous()
+        assert all(t.is_contiguous() and t.shape == self._noise_shape[:1] for t in chosen)
         x = frames
         for chain, out in self._stages:
             x = chain(x, out)
         if self._rectified is not None:
             F.relu_(self._rectified)
-        self._choose(self._last(), noise, *self._chosen)
-        return self._chosen
+        self._choose(self._last(), noise, *chosen)
+        return chosen
 
 
 def _made_ready(layer: Dense, x: torch.Tensor) -> Callable[[], torch.Tensor]:

@@ -68,11 +68,13 @@ class Learning:
         return self._last.forward(self._x, *self.parameters[-2:])
 
     def backward(self, gradient: torch.Tensor, *, add: bool) -> None:
-        """Fill `gradients` by that of the features, or add to them."""
-        flat = self._last.backward(self._x, self.parameters[-2], gradient, add=add)
-        dx: torch.Tensor | None = flat.view_as(self._passed)
+        """Fill `gradients` by that of the first M features, [M, F], or add to them."""
+        count = len(gradient)
+        x, passed = self._x[:count], self._passed[:count]
+        flat = self._last.backward(x, self.parameters[-2], gradient, add=add)
+        dx: torch.Tensor | None = flat.view_as(passed)
         if self._rectified:
-            dx = torch.ops.aten.threshold_backward.default(dx, self._passed, 0.0)
+            dx = torch.ops.aten.threshold_backward.default(dx, passed, 0.0)
         for stage in reversed(self._stages):
             assert dx is not None, "each stage but the first has a gradient of what it took"
             dx = stage.backward(dx, add=add)
@@ -95,8 +97,10 @@ class _Last:
         self, x: torch.Tensor, weight: torch.Tensor, gradient: torch.Tensor, *, add: bool
     ) -> torch.Tensor:
         dtype = self._weight.dtype
-        dy = torch.ops.aten.threshold_backward.default(gradient.to(dtype), self._out, 0.0)
-        found = dy.t().mm(self._x), dy.sum(0)
+        count = len(gradient)
+        out, taken = self._out[:count], self._x[:count]
+        dy = torch.ops.aten.threshold_backward.default(gradient.to(dtype), out, 0.0)
+        found = dy.t().mm(taken), dy.sum(0)
         for mine, one in zip(self.gradients, found, strict=True):
             mine.add_(one) if add else mine.copy_(one)
         return dy.mm(self._weight).to(x.dtype)
@@ -130,14 +134,16 @@ class LearningOutputs:
     def backward(self, dpolicy: torch.Tensor, dvalues: torch.Tensor) -> None:
         """Add the gradient to those of the parameters, which get the memory here for it.
 
-        Always in the same way, whatever was there before: a sum's rounding must not depend on it.
+        It is that of the first M outputs, [M, A] and [M]. Always in the same way, whatever was
+        there before: a sum's rounding must not depend on it.
         """
         add = any(parameter.grad is not None for parameter in self._parameters)
         for parameter, mine in zip(self._parameters, self._gradients, strict=True):
             if add and parameter.grad is not mine:
                 mine.zero_() if parameter.grad is None else mine.copy_(parameter.grad)
             parameter.grad = mine
-        gradient = self._heads.backward(self._features, self._of_heads, dpolicy, dvalues, add=add)
+        features = self._features[: len(dvalues)]
+        gradient = self._heads.backward(features, self._of_heads, dpolicy, dvalues, add=add)
         self.encoder.backward(gradient, add=add)
 
 

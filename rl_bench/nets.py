@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from gymnasium.spaces import Box, Discrete
 from torch import nn
 
-from rl_bench.acting import Acting
+from rl_bench.acting import Acting, Choice
 from rl_bench.errors import ConfigError
 from rl_bench.heads import CategoricalHead, make_head
 from rl_bench.layers import Conv, Dense, Link, PixelConv, can_pack, convolve, packable
@@ -199,20 +199,14 @@ class ActorCritic(nn.Module):
         self._acting: tuple[tuple[Any, ...], Acting] | None = None
         self._initialise()
         self.kernels = kernels if shared else "torch"
+        # Whether `rl_bench.native` can choose its actions.
+        self.acts_natively = self.kernels == "native" and isinstance(self.head, CategoricalHead)
+        # Whether it has `forward_to_learn` and `backward`.
+        self.learns_natively = self.acts_natively and features % dense.INPUTS == 0
         if self.kernels == "native":
             for layer in packable(self):
                 layer.use_native()
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-
-    @property
-    def acts_natively(self) -> bool:
-        """Whether `rl_bench.native` can choose its actions."""
-        return self.kernels == "native" and isinstance(self.head, CategoricalHead)
-
-    @property
-    def learns_natively(self) -> bool:
-        """Whether it has `forward_to_learn` and `backward`."""
-        return self.acts_natively and self.value.in_features % dense.INPUTS == 0
 
     def forward(
         self, obs: torch.Tensor, chosen: torch.Tensor | None = None
@@ -243,24 +237,30 @@ class ActorCritic(nn.Module):
         return ready.forward(frames, rows)
 
     def backward(self, dpolicy: torch.Tensor, dvalues: torch.Tensor) -> None:
-        """Add the gradient of what `forward_to_learn` gave last to those of the parameters."""
+        """Add the gradient of what `forward_to_learn` gave last to those of the parameters.
+
+        Of its first M rows, [M, A] and [M]; of what nobody learns from there is none.
+        """
         self._kept.ready.backward(dpolicy, dvalues)
 
-    def act(
-        self, obs: torch.Tensor, noise: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def act(self, obs: torch.Tensor, noise: torch.Tensor, out: Choice | None = None) -> Choice:
         """Sampled actions [N, *], their log-probabilities [N] and values [N], for `noise` [N, A].
 
-        To be called of an acting copy, in inference mode. What it returns is good until the next
-        call.
+        To be called of an acting copy, in inference mode. They are written into `out`; without it,
+        what it returns is good until the next call.
         """
         if self.acts_natively:
             assert not self.training, "the weights of an acting copy change with load_weights only"
             frames = obs if obs.dtype == torch.uint8 else obs.to(method_of(self.dtype).values)
-            return self._acting_on(frames)(frames, noise)
+            return self._acting_on(frames)(frames, noise, out)
         policy, values = self(obs)
         actions = self.head.sample(policy, noise)
-        return actions, self.head.log_prob(policy, actions), values
+        choice = actions, self.head.log_prob(policy, actions), values
+        if out is None:
+            return choice
+        for place, chosen in zip(out, choice, strict=True):
+            place.copy_(chosen)
+        return out
 
     def _acting_on(self, frames: torch.Tensor) -> Acting:
         """Made ready for this many of them."""

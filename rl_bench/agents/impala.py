@@ -33,29 +33,32 @@ from rl_bench.types import Trajectory
 class Unrolls:
     """Pieces of T steps of a trajectory, side by side, of which nothing is copied yet.
 
-    `rows` [T + 1, K] are their places in it, counted through time and environments.
+    `obs` [N, *] are all of the trajectory's, counted through time and environments, and `rows`
+    [T + 1, K] the places of the pieces among them.
     """
 
     trajectory: Trajectory
+    obs: torch.Tensor
     rows: torch.Tensor
 
     @classmethod
-    def of(cls, trajectory: Trajectory, length: int, index: torch.Tensor) -> Unrolls:
-        """Piece i of a trajectory is that of environment i % B, from step (i // B) × length on.
+    def of(cls, trajectory: Trajectory, length: int) -> Unrolls:
+        """All of them: piece i is that of environment i % B, from step (i // B) × length on.
 
         Its last observation is the first one of the piece after it.
         """
         width = trajectory.num_envs
-        starts = torch.div(index, width, rounding_mode="floor") * (length * width) + index % width
-        return cls(trajectory, starts + width * torch.arange(length + 1).unsqueeze(1))
+        firsts = torch.arange(0, trajectory.timesteps, length * width).unsqueeze(1)
+        starts = (firsts + torch.arange(width)).flatten()
+        rows = starts + width * torch.arange(length + 1).unsqueeze(1)
+        return cls(trajectory, trajectory.obs.flatten(0, 1), rows)
 
-    @property
-    def obs(self) -> torch.Tensor:
-        """All of the trajectory's, [N, *], of which some are `chosen` [(T + 1) · K]."""
-        return self.trajectory.obs.flatten(0, 1)
+    def at(self, index: torch.Tensor) -> Unrolls:
+        return Unrolls(self.trajectory, self.obs, self.rows.index_select(1, index))
 
     @property
     def chosen(self) -> torch.Tensor:
+        """Which of `obs` they have, [(T + 1) · K]."""
         return self.rows.flatten()
 
     def steps(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -78,13 +81,14 @@ class VTraceObjective:
         assert config.unroll_length is not None, "it is settled before"
         self.unroll_length = config.unroll_length
 
-    def piece(self, batch: Trajectory) -> int:
+    def piece(self, batch: Unrolls) -> int:
         return max(1, PIECE_ROWS // self.unroll_length)
 
-    def batch(self, trajectory: Trajectory, prepared: Prepared) -> Trajectory:
-        return dataclasses.replace(trajectory, rewards=prepared["rewards"])
+    def batch(self, trajectory: Trajectory, prepared: Prepared) -> Unrolls:
+        trajectory = dataclasses.replace(trajectory, rewards=prepared["rewards"])
+        return Unrolls.of(trajectory, self.unroll_length)
 
-    def backward(self, batch: Trajectory, index: torch.Tensor, share: slice = WHOLE) -> Metrics:
+    def backward(self, batch: Unrolls, index: torch.Tensor, share: slice = WHOLE) -> Metrics:
         """Add the gradient of the unrolls `index[share]` to the parameters, in pieces."""
         unrolls = index[share]
         sums: Metrics = {}
@@ -92,8 +96,7 @@ class VTraceObjective:
         for piece in split_evenly(len(unrolls), pieces):
             chosen = unrolls[piece]
             weight = len(chosen) / len(index)
-            some = Unrolls.of(batch, self.unroll_length, chosen)
-            add_metrics(sums, add_gradient(self, some, weight))
+            add_metrics(sums, add_gradient(self, batch.at(chosen), weight))
         return sums
 
     def native_loss(

@@ -39,7 +39,7 @@ class Apart:
             self._library.libenv_set_buffers(handle, buffers)
         self.set_state(states)  # and show it, in place of how they began themselves
         address = self._address
-        self._environments = stepping.Environments.of(
+        self._step = stepping.made_ready(
             act=address(self._ffi.addressof(self._library, "libenv_act")),
             observe=address(self._ffi.addressof(self._library, "libenv_observe")),
             handles=[address(handle) for handle in self._handles],
@@ -61,7 +61,7 @@ class Apart:
 
     def act(self, actions: np.ndarray) -> None:
         self._together._ac["action"][:] = actions
-        stepping.step(self._environments)
+        self._step()
 
     def observe(self) -> tuple[np.ndarray, dict[str, np.ndarray], np.ndarray]:
         return self._together._rew, self._together._ob, self._together._first

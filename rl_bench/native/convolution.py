@@ -126,10 +126,14 @@ class Learning:
         return self._outputs[-1][:count]
 
     def backward(self, gradient: torch.Tensor, *, add: bool) -> torch.Tensor | None:
-        """Fill `gradients`, or add to them; returns the images' where they have one."""
-        (images, chosen, kernels, count), self._taken = self._taken, None
+        """Fill `gradients`, or add to them; returns the images' where they have one.
+
+        Of the first M images, whose outputs have a gradient [M, H', W', O].
+        """
+        (images, chosen, kernels, taken), self._taken = self._taken, None
+        count = len(gradient)
         assert gradient.is_contiguous() and gradient.dtype == self.out.dtype
-        assert gradient.shape == (count, *self.out.shape[1:])
+        assert 0 < count <= taken and gradient.shape[1:] == self.out.shape[1:]
         for turn, kernel in zip(self._turns, kernels, strict=True):
             if turn is not None:
                 turn(_in_order(kernel), torch.get_num_threads())

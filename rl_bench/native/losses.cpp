@@ -109,7 +109,8 @@ struct VTraceSettings {
 };
 
 // IMPALA's, of the rows of what was recorded that are `chosen` [steps + 1, unrolls]: policies [steps + 1, unrolls,
-// actions], values [steps + 1, unrolls]. Nobody acted on the last observations, whose values bootstrap.
+// actions], values [steps + 1, unrolls]. Nobody acted on the last observations, whose values bootstrap, and which
+// have no gradients.
 extern "C" void vtrace_objective(
     const float* policy, const float* values, int32_t steps, int32_t unrolls, int32_t actions,
     const int64_t* chosen, const int64_t* all_taken, const float* old_log_probs, const float* rewards,
@@ -119,8 +120,6 @@ extern "C" void vtrace_objective(
     const VTraceSettings& by = *vtrace;
     const Terms& terms = *all_terms;
     const int rows = steps * unrolls;
-    std::fill_n(policy_gradients + (int64_t)rows * actions, (int64_t)unrolls * actions, 0.0f);
-    std::fill_n(value_gradients + rows, unrolls, 0.0f);
     *means = means_of(unrolls, rows, threads, [&](int first, int last, Means& sums) {
         for (int u = first; u < last; ++u) {
             float correction = 0.0f, next_target = values[rows + u];  // v − V behind this step, and v

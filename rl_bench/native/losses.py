@@ -8,6 +8,7 @@ actions, given as normalised log-probabilities.
 from __future__ import annotations
 
 import ctypes
+import math
 
 import torch
 
@@ -91,7 +92,8 @@ def vtrace_objective(
     """IMPALA's (`agents/impala.py`).
 
     Shapes: chosen [T+1, K], of T steps, policy [(T+1) · K, A], values [(T+1) · K]; the others are a
-    trajectory's [S, B], old_values [S+1, B], whose rows are counted through.
+    trajectory's [S, B], old_values [S+1, B], whose rows are counted through. The gradients are of
+    the first T · K policies and values: what only bootstraps has none.
     """
     steps = (actions, old_log_probs, rewards, terminated, truncated, final_values)
     assert all(tensor.shape == actions.shape for tensor in steps)
@@ -118,7 +120,8 @@ def _call(
     assert dtypes <= {torch.float32, torch.bool}, dtypes
     assert policy.dtype == values.dtype == torch.float32
     assert all(tensor.is_contiguous() for tensor in (policy, values, chosen, *given))
-    gradients = torch.empty_like(policy), torch.empty_like(values)
+    rows = math.prod(shape[:-1])
+    gradients = policy.new_empty(rows, shape[-1]), values.new_empty(rows)
     means, terms = Means(), next(s for s in settings if isinstance(s, Terms))
     library.call(
         function, policy, values, *shape, chosen, *given, *settings, *gradients, means,

@@ -18,12 +18,8 @@ class Environments(ctypes.Structure):
         ("count", ctypes.c_int32),
     ]
 
-    @classmethod
-    def of(cls, *, act: int, observe: int, handles: Sequence[int]) -> Environments:
-        array = (ctypes.c_void_p * len(handles))(*handles)
-        return cls(act, observe, array, len(handles))
 
-
-def step(environments: Environments) -> None:
-    """Act and observe everywhere, with as many threads as torch has."""
-    library.call("step_environments", environments)
+def made_ready(*, act: int, observe: int, handles: Sequence[int]) -> library.Prepared:
+    """To be called to act and observe everywhere, with as many threads as torch has."""
+    array = (ctypes.c_void_p * len(handles))(*handles)
+    return library.Prepared("step_environments", Environments(act, observe, array, len(handles)))

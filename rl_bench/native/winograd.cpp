@@ -58,16 +58,6 @@ auto backward_of(const Plan& p) {
 
 INLINE float scale_of(const Plan& p) { return p.bytes ? 1.0f / 255.0f : 1.0f; }
 
-// How many of the images have a gradient: observations that are only bootstrapped from, IMPALA's last ones, do not.
-int learned(int images, const std::vector<Plan>& plans, const float* gradient, float* dimages) {
-    const size_t size = plans.back().passed_on();
-    const auto is_zero = [](float x) { return x == 0.0f; };
-    int count = images;
-    while (count > 1 && std::all_of(gradient + (count - 1) * size, gradient + count * size, is_zero)) --count;
-    if (dimages) std::fill(dimages + count * plans[0].image(), dimages + images * plans[0].image(), 0.0f);
-    return count;
-}
-
 template <typename Value>
 void pack(const Plan& p, const float* kernel, float* u, bool turned, int threads) {
     auto* to = reinterpret_cast<Value*>(u);
@@ -132,7 +122,6 @@ extern "C" void winograd_convolve_backward(const Layer<float>* layers, int32_t c
                                   const void* pixels, const int64_t* chosen, const float* gradient,
                                   float* dimages, int32_t added, int32_t threads) {
     const auto plans = plans_of<Plan>(layers, count);
-    images = learned(images, plans, gradient, dimages);
     threads = std::min(threads, images);
     const Sums sums(plans, threads, gradients);
     for_groups(plans, images, threads, [&](int first, int some, int thread) {

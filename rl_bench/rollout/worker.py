@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
+from rl_bench.acting import Choice
 from rl_bench.envs import Step, VectorEnv
 from rl_bench.errors import RlBenchError, TrainingError, WorkerError
 from rl_bench.nets import ActorCritic
@@ -62,8 +62,7 @@ class RolloutWorker:
         self.n_steps = n_steps
         self.version = 0
         self.generator = torch.Generator().manual_seed(seed)
-        with self._naming_the_environment():
-            self.obs = env.reset()
+        self.obs = self._ask_environment(env.reset)
         self.episode_returns = np.zeros(env.num_envs)
         self.episode_lengths = np.zeros(env.num_envs, dtype=np.int64)
         self.discounted_returns = np.zeros(env.num_envs)
@@ -77,39 +76,41 @@ class RolloutWorker:
         out.policy_version.fill_(self.version)
         # What is small is written through numpy, in a tenth of torch's time for it.
         rows = {name: tensor.numpy() for name, tensor in out.tensors().items()}
-        obs = out.obs[0].copy_(torch.from_numpy(self.obs))
-        for t in range(self.n_steps):
-            actions = self._act(obs, noise[t], t, rows)
-            step = self._step(actions)
-            obs = out.obs[t + 1].copy_(torch.from_numpy(step.obs))  # by several threads of torch
+        # Taken apart before the steps, between which little of what it needs is in the caches.
+        frames, actions, log_probs, values = (
+            tensor.unbind()
+            for tensor in (out.obs, out.actions, out.behaviour_log_probs, out.behaviour_values)
+        )
+        choices = zip(actions, log_probs, values[:-1], strict=True)
+        frames[0].copy_(torch.from_numpy(self.obs))
+        of_steps = zip(frames[:-1], noise.unbind(), choices, rows["actions"], strict=True)
+        for t, (obs, its_noise, choice, its_actions) in enumerate(of_steps):
+            self._act(obs, its_noise, choice)
+            step = self._step(its_actions)
+            frames[t + 1].copy_(torch.from_numpy(step.obs))  # by several threads of torch
             self._record(t, step, rows)
+        rows["truncated"] &= ~rows["terminated"]
         self.obs = rows["obs"][-1].copy()
         self._require_finite(out)
         out.behaviour_values[-1] = self.policy(out.obs[-1])[1]
         return self._finished_episodes(rows)
 
-    def _act(self, obs: torch.Tensor, noise: torch.Tensor, t: int, rows: Rows) -> np.ndarray:
+    def _act(self, obs: torch.Tensor, noise: torch.Tensor, choice: Choice) -> None:
         started = time.perf_counter()
-        actions, log_probs, values = (x.numpy() for x in self.policy.act(obs, noise))
-        rows["actions"][t] = actions
-        rows["behaviour_log_probs"][t] = log_probs
-        rows["behaviour_values"][t] = values
+        self.policy.act(obs, noise, choice)
         self.inference_seconds += time.perf_counter() - started
-        return actions
 
     def _step(self, actions: np.ndarray) -> Step:
         started = time.perf_counter()
-        with self._naming_the_environment():
-            step = self.env.step(actions)
+        step: Step = self._ask_environment(self.env.step, actions)
         self.on_step()
         self.simulation_seconds += time.perf_counter() - started
         return step
 
-    @contextlib.contextmanager
-    def _naming_the_environment(self) -> Iterator[None]:
+    def _ask_environment(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Raises: WorkerError in place of whatever somebody's environment raises."""
         try:
-            yield
+            return function(*arguments)
         except RlBenchError:
             raise
         except Exception as error:
@@ -120,7 +121,7 @@ class RolloutWorker:
     def _record(self, t: int, step: Step, rows: Rows) -> None:
         rows["rewards"][t] = step.rewards
         rows["terminated"][t] = step.terminated
-        rows["truncated"][t] = step.truncated & ~step.terminated
+        rows["truncated"][t] = step.truncated
         if step.final_obs:
             last_frames = torch.from_numpy(np.stack(list(step.final_obs.values())))
             rows["final_values"][t, list(step.final_obs)] = self.policy(last_frames)[1].numpy()

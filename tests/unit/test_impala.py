@@ -28,7 +28,7 @@ def make_agent(training=None, actions=None, **changes):
 
 def whole(trajectory):
     """All of it, as one unroll of each environment."""
-    return Unrolls.of(trajectory, trajectory.n_steps, torch.arange(trajectory.num_envs))
+    return Unrolls.of(trajectory, trajectory.n_steps)
 
 
 def make_trajectory(n_steps=8, num_envs=4, actions=None):
@@ -120,7 +120,7 @@ def test_everything_reaches_the_targets():
     raw.behaviour_log_probs[:] = -2 * torch.rand(6, 5, generator=g)
     scaled = torch.randn(6, 5, generator=g)
     objective = agent.gradient.objective
-    batch = whole(objective.batch(raw, {"rewards": scaled}))
+    batch = whole(objective.batch(raw, {"rewards": scaled}).trajectory)
     losses = objective.losses(batch)
 
     log_probs = torch.where(raw.actions == 0, math.log(0.75), math.log(0.25)).double()
@@ -154,7 +154,9 @@ def test_pieces_add_up_to_the_whole(actions, monkeypatch):
     for rows in (1000, 12, 1):
         monkeypatch.setattr("rl_bench.agents.impala.PIECE_ROWS", rows)
         agent = make_agent(actions=actions)
-        metrics = agent.gradient.objective.backward(trajectory, torch.tensor([4, 0, 2, 9, 7]))
+        objective = agent.gradient.objective
+        batch = objective.batch(trajectory, {"rewards": trajectory.rewards})
+        metrics = objective.backward(batch, torch.tensor([4, 0, 2, 9, 7]))
         gradients.append((metrics, [p.grad for p in agent.net.parameters() if p.grad is not None]))
     for metrics, grads in gradients[1:]:
         assert metrics == pytest.approx(gradients[0][0], rel=1e-5, abs=1e-7)
@@ -200,7 +202,7 @@ def test_unrolls_are_the_pieces_of_the_trajectory_and_join_at_their_ends():
     trajectory.rewards[:] = torch.arange(36.0).view(12, 3)
     trajectory.actions[:] = torch.arange(36).view(12, 3)
     for index in (torch.arange(9), torch.tensor([7, 2, 3])):
-        pieces = Unrolls.of(trajectory, 4, index)
+        pieces = Unrolls.of(trajectory, 4).at(index)
         obs = pieces.obs[pieces.chosen].unflatten(0, (5, len(index)))
         rewards, actions = pieces.steps(trajectory.rewards), pieces.steps(trajectory.actions)
         for column, i in enumerate(index.tolist()):
@@ -208,7 +210,7 @@ def test_unrolls_are_the_pieces_of_the_trajectory_and_join_at_their_ends():
             assert torch.equal(obs[:, column], trajectory.obs[start : start + 5, env])
             assert torch.equal(rewards[:, column], trajectory.rewards[start : start + 4, env])
             assert torch.equal(actions[:, column], trajectory.actions[start : start + 4, env])
-    every = Unrolls.of(trajectory, 4, torch.arange(9))
+    every = Unrolls.of(trajectory, 4)
     assert sorted(every.steps(trajectory.rewards).flatten().tolist()) == list(range(36))
 
 

@@ -78,6 +78,26 @@ def test_gradients_are_torchs_for_any_number_of_frames(encoder, space, gradients
         assert_near(gradients(native, frames), gradients_of(plain, frames))
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("encoder", IMAGE_ENCODERS)
+def test_outputs_behind_the_last_gradient_count_as_if_it_were_nought(encoder, precision):
+    # Breaks when: a layer takes another row for one of the first ones, or all rows.
+    net, frames = make_net(encoder=encoder, precision=precision), random_frames(75)
+    every = torch.arange(len(frames))
+    for count in (75, 64, 37, 1):
+        dpolicy = torch.randn(len(frames), 5)
+        dvalues = torch.randn(len(frames))
+        dpolicy[count:], dvalues[count:] = 0.0, 0.0
+        found = []
+        for rows in (len(frames), count):
+            net.zero_grad()
+            net.forward_to_learn(frames, every)
+            net.backward(dpolicy[:rows], dvalues[:rows])
+            found.append(grads_of(net))
+        for whole, first in zip(*found, strict=True):
+            torch.testing.assert_close(first, whole, rtol=1e-4, atol=1e-5 * whole.abs().max())
+
+
 def test_a_layer_that_only_torch_can_learn_from_is_its():
     native, plain = (make_net(kernels=k, hidden_size=100) for k in ("native", "torch"))
     assert not native.learns_natively

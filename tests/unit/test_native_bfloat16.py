@@ -21,6 +21,7 @@ from tests.unit.test_native import (
     LAYERS,
     Convolutions,
     assert_a_pool_takes_what_torchs_takes,
+    assert_images_behind_the_last_gradient_change_nothing,
     assert_networks_in_bfloat16_learn_and_act_as_those_of_torch,
     cell,
     define,
@@ -167,6 +168,15 @@ def test_layers_that_follow_each_other_are_those_of_the_definition(unit, name, c
     for mine, theirs in zip(gradients, wanted, strict=True):
         assert theirs.norm() > 0
         assert (mine.double() - theirs).norm() < 1e-3 * theirs.norm()
+
+
+@pytest.mark.parametrize("name", CHAINS)
+@pytest.mark.parametrize(("count", "used"), [(34, 32), (40, 37), (20, 3)])
+def test_images_behind_the_last_gradient_change_nothing(unit, name, count, used):
+    torch.set_num_threads(2)
+    images, kinds, parameters = make_chain(name, count)
+    images = images if images.dtype == torch.uint8 else images.to(BF16)
+    assert_images_behind_the_last_gradient_change_nothing(images, kinds, parameters, TILES, used)
 
 
 @pytest.mark.parametrize("name", ["nature-1", "nature-2", "nature-3", "impala-2"])

@@ -48,7 +48,7 @@ class Outputs:
         return self.outputs[0].detach(), self.outputs[1].detach()
 
     def backward(self, dpolicy: torch.Tensor, dvalues: torch.Tensor) -> None:
-        policy, values = self.outputs
+        policy, values = (of_all[: len(dvalues)] for of_all in self.outputs)
         ((policy * dpolicy).sum() + (values * dvalues).sum()).backward()
 
 
@@ -157,7 +157,7 @@ def test_impalas_loss_and_gradient_are_those_of_the_definition(threads, pieces, 
 
     def backward(objective, batch):
         objective.piece = lambda batch: math.ceil((share.stop - share.start) / pieces)
-        return objective.backward(batch, torch.arange(UNROLLS), share)
+        return backward_of(objective, batch, share)
 
     config = impala_config(settings)
     results = [
@@ -166,6 +166,11 @@ def test_impalas_loss_and_gradient_are_those_of_the_definition(threads, pieces, 
     ]
     assert_same(*results)
     assert results[0][1].any() and results[0][2].any()
+
+
+def backward_of(objective, trajectory, share=slice(None)):
+    batch = objective.batch(trajectory, {"rewards": trajectory.rewards})
+    return objective.backward(batch, torch.arange(UNROLLS), share)
 
 
 def impala_config(settings):
@@ -206,7 +211,7 @@ def test_what_is_not_a_number_shows_in_impalas_loss(where):
     net = Outputs((STEPS + 1) * UNROLLS, native=True, dtype=torch.float32)
     config = impala_config({"clip_range": 0.2, "clip_value_loss": True})
     objective = VTraceObjective(net, config, TrainingConfig())
-    assert math.isnan(objective.backward(batch, torch.arange(UNROLLS))["train/loss"])
+    assert math.isnan(backward_of(objective, batch)["train/loss"])
 
 
 @pytest.mark.parametrize("algorithm", ["ppo", "impala"])

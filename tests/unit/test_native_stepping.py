@@ -29,8 +29,7 @@ def test_every_environment_acts_and_observes_once(threads):
     torch.set_num_threads(threads)
     addresses = [ctypes.cast(f, ctypes.c_void_p).value for f in (act, observe)]
     handles = list(range(1, 25))
-    environments = stepping.Environments.of(act=addresses[0], observe=addresses[1], handles=handles)
-    stepping.step(environments)
+    stepping.made_ready(act=addresses[0], observe=addresses[1], handles=handles)()
 
     by_handle = {h: [(name, thread) for name, of, thread in calls if of == h] for h in handles}
     assert len(calls) == 2 * len(handles)
