@@ -48,7 +48,7 @@ class Learning:
                 like, kinds_of(stage), kernels, method, room=room, into_images=bool(self._stages)
             )
             self._stages.append(learning)
-            like = learning.out
+            like = learning.out.rows
         self._rectified = rectified
         learns = dense.learns(last.weight, dtype)
         self._last = (dense.Learning if learns else _Last)(last.weight, dtype, room)
@@ -64,17 +64,16 @@ class Learning:
             x = stage.forward(x, mine[::2], mine[1::2], chosen)
             first, chosen = first + len(mine), None
         self._passed = x
-        self._x = (F.relu(x) if self._rectified else x).flatten(1)
+        self._x = F.relu(x) if self._rectified else x
         return self._last.forward(self._x, *self.parameters[-2:])
 
     def backward(self, gradient: torch.Tensor, *, add: bool) -> None:
         """Fill `gradients` by that of the first M features, [M, F], or add to them."""
-        count = len(gradient)
-        x, passed = self._x[:count], self._passed[:count]
-        flat = self._last.backward(x, self.parameters[-2], gradient, add=add)
-        dx: torch.Tensor | None = flat.view_as(passed)
+        dx: torch.Tensor | None
+        dx = self._last.backward(self._x, self.parameters[-2], gradient, add=add)
         if self._rectified:
-            dx = torch.ops.aten.threshold_backward.default(dx, passed, 0.0)
+            passed = self._passed[: len(gradient)]
+            dx = torch.ops.aten.threshold_backward.default(dx.view_as(passed), passed, 0.0)
         for stage in reversed(self._stages):
             assert dx is not None, "each stage but the first has a gradient of what it took"
             dx = stage.backward(dx, add=add)
@@ -89,7 +88,7 @@ class _Last:
 
     def forward(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
         dtype = self._weight.dtype
-        self._x, self._weight = x.to(dtype), self._weight.copy_(weight)
+        self._x, self._weight = x.flatten(1).to(dtype), self._weight.copy_(weight)
         self._out = F.linear(self._x, self._weight, bias.to(dtype)).relu_()
         return self._out.float()
 
@@ -142,8 +141,7 @@ class LearningOutputs:
             if add and parameter.grad is not mine:
                 mine.zero_() if parameter.grad is None else mine.copy_(parameter.grad)
             parameter.grad = mine
-        features = self._features[: len(dvalues)]
-        gradient = self._heads.backward(features, self._of_heads, dpolicy, dvalues, add=add)
+        gradient = self._heads.backward(self._features, self._of_heads, dpolicy, dvalues, add=add)
         self.encoder.backward(gradient, add=add)
 
 

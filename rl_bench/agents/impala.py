@@ -17,12 +17,11 @@ from rl_bench.agents.gradient import (
     Prepared,
     add_gradient,
     add_metrics,
-    split_evenly,
 )
 from rl_bench.agents.learner import Learner
 from rl_bench.agents.optimisers import Optimiser, RMSProp, make_adam
 from rl_bench.config import ImpalaConfig, TrainingConfig
-from rl_bench.native.losses import Gradients, Terms, VTraceSettings, vtrace_objective
+from rl_bench.native.losses import Gradients, Loss, Terms, VTraceSettings, vtrace_objective
 from rl_bench.nets import ActorCritic
 from rl_bench.ops.losses import approximate_kl, value_loss
 from rl_bench.ops.returns import vtrace
@@ -80,6 +79,7 @@ class VTraceObjective:
         self.net, self.config, self.gamma = net, config, training.gamma
         assert config.unroll_length is not None, "it is settled before"
         self.unroll_length = config.unroll_length
+        self._loss: tuple[Trajectory, Loss] | None = None  # made ready for this trajectory
 
     def piece(self, batch: Unrolls) -> int:
         return max(1, PIECE_ROWS // self.unroll_length)
@@ -90,11 +90,10 @@ class VTraceObjective:
 
     def backward(self, batch: Unrolls, index: torch.Tensor, share: slice = WHOLE) -> Metrics:
         """Add the gradient of the unrolls `index[share]` to the parameters, in pieces."""
-        unrolls = index[share]
-        sums: Metrics = {}
+        unrolls = index if share is WHOLE else index[share]
         pieces = math.ceil(len(unrolls) / self.piece(batch))
-        for piece in split_evenly(len(unrolls), pieces):
-            chosen = unrolls[piece]
+        sums: Metrics = {}
+        for chosen in unrolls.tensor_split(pieces) if pieces > 1 else (unrolls,):
             weight = len(chosen) / len(index)
             add_metrics(sums, add_gradient(self, batch.at(chosen), weight))
         return sums
@@ -103,13 +102,14 @@ class VTraceObjective:
         self, batch: Unrolls, policy: torch.Tensor, values: torch.Tensor, weight: float
     ) -> tuple[Gradients, Metrics]:
         """Of these outputs the same as `losses`; the gradient is `weight` times as large."""
-        cfg, recorded = self.config, batch.trajectory
+        if self._loss is None or self._loss[0] is not batch.trajectory:
+            self._loss = batch.trajectory, self._native_loss_of(batch.trajectory)
+        return self._loss[1](policy, values, batch.rows, weight)
+
+    def _native_loss_of(self, recorded: Trajectory) -> Loss:
+        cfg = self.config
         reach = math.inf if cfg.clip_range is None else cfg.clip_range
-        steps, unrolls = batch.rows.shape
         return vtrace_objective(
-            policy,
-            values,
-            chosen=batch.rows,
             actions=recorded.actions,
             old_log_probs=recorded.behaviour_log_probs,
             rewards=recorded.rewards,
@@ -122,7 +122,6 @@ class VTraceObjective:
                 value_clip_range=reach if cfg.clip_value_loss else math.inf,
                 value_coef=cfg.value_coef,
                 entropy_coef=cfg.entropy_coef,
-                row_weight=weight / ((steps - 1) * unrolls),
             ),
             vtrace=VTraceSettings(
                 gamma=self.gamma,

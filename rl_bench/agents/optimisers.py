@@ -93,12 +93,12 @@ class Adam(_Stateful):
     ) -> None:
         super().__init__(parameters, learning_rate)
         self.eps = eps
+        self._count = 0  # of steps; a number is quicker to count with between products
         self._steps = torch.zeros(len(self.parameters))
-        self._counts = self._steps.numpy()  # the same memory, quicker to reach than with operators
         self.state = {
             "first_moments": self._zeros(),
             "second_moments": self._zeros(),
-            "steps": [*self._steps.unbind()],  # views, which one operator counts up
+            "steps": [*self._steps.unbind()],  # the same for each, as torch takes and keeps it
         }
         moments = self.state["first_moments"], self.state["second_moments"]
         self._natively = (
@@ -111,20 +111,28 @@ class Adam(_Stateful):
         if self._natively:
             norm = self._natively.take(
                 self._gradients(), max_norm=max_grad_norm, rate=self.learning_rate,
-                count=1 + int(self._counts[0]),
+                count=self._count + 1,
             )  # fmt: skip
-            if math.isfinite(norm):
-                self._counts += 1
+            self._count += math.isfinite(norm)
             return norm
         gradients, norm = self._clipped_gradients(max_grad_norm)
         if math.isfinite(norm):
-            self._steps.add_(1)
+            self._count += 1
+            self._steps.fill_(self._count)
             torch._fused_adam_(
                 self.parameters, gradients, state["first_moments"], state["second_moments"], [],
                 state["steps"], lr=self.learning_rate, beta1=self.betas[0], beta2=self.betas[1],
                 weight_decay=0.0, eps=self.eps, amsgrad=False, maximize=False,
             )  # fmt: skip
         return norm
+
+    def state_dict(self) -> dict[str, list[torch.Tensor]]:
+        self._steps.fill_(self._count)
+        return super().state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        super().load_state_dict(state)
+        self._count = int(self._steps[0].item())
 
 
 def make_adam(net: ActorCritic, config: TrainingConfig) -> Adam:

@@ -19,7 +19,7 @@ from rl_bench.agents.gradient import (
 from rl_bench.agents.learner import Learner
 from rl_bench.agents.optimisers import make_adam
 from rl_bench.config import TrainingConfig
-from rl_bench.native.losses import Gradients, Terms, clipped_objective
+from rl_bench.native.losses import Gradients, Loss, Terms, clipped_objective
 from rl_bench.nets import ActorCritic
 from rl_bench.ops.losses import approximate_kl, clipped_surrogate, explained_variance, value_loss
 from rl_bench.ops.returns import gae
@@ -79,6 +79,7 @@ class ClippedObjective:
 
     def __init__(self, net: ActorCritic, config: TrainingConfig) -> None:
         self.net, self.config = net, config
+        self._loss: tuple[Batch, Loss] | None = None  # made ready for this batch
 
     def piece(self, batch: Batch) -> int:
         return PIECE_ROWS
@@ -102,24 +103,24 @@ class ClippedObjective:
         self, rows: Rows, policy: torch.Tensor, values: torch.Tensor, weight: float
     ) -> tuple[Gradients, Metrics]:
         """Of these outputs the same as `losses`; the gradient is `weight` times as large."""
-        cfg, batch = self.config, rows.batch
+        if self._loss is None or self._loss[0] is not rows.batch:
+            self._loss = rows.batch, self._native_loss_of(rows.batch)
+        loss = self._loss[1]
+        return loss(policy, values, rows.chosen, weight, mean=rows.mean, spread=rows.spread)
+
+    def _native_loss_of(self, batch: Batch) -> Loss:
+        cfg = self.config
         return clipped_objective(
-            policy,
-            values,
-            chosen=rows.chosen,
             actions=batch.actions,
             old_log_probs=batch.log_probs,
             advantages=batch.advantages,
             returns=batch.returns,
             old_values=batch.values,
-            mean=rows.mean,
-            spread=rows.spread,
             terms=Terms(
                 clip_range=cfg.clip_range,
                 value_clip_range=cfg.clip_range if cfg.clip_value_loss else math.inf,
                 value_coef=cfg.vf_coef,
                 entropy_coef=cfg.ent_coef,
-                row_weight=weight / len(values),
             ),
         )
 

@@ -23,6 +23,7 @@ import torch
 from rl_bench.native import library
 from rl_bench.native.geometry import LANES, Form, Geometry, Kind, Size, forms_of
 from rl_bench.native.method import TILES, Method
+from rl_bench.native.room import Room
 
 GROUP = 32  # images whose activations lie together in bfloat16; as in `blocks.h`
 
@@ -70,7 +71,8 @@ class Learning:
             new(size, dtype=torch.uint8) if form.geometry.pooled else None
             for form, size in zip(forms, kept, strict=True)
         ]
-        self._outputs = [*map(new, kept[:-1]), new(room, *last)]
+        self.out = Room(new(room, *last))
+        outputs = [*map(new, kept[:-1]), self.out.rows]
         us = _rooms_for_kernels(forms, method)
         turned: list[torch.Tensor | None] = [*_rooms_for_kernels(forms, method)]
         if not into_images:
@@ -81,9 +83,9 @@ class Learning:
         dbiases = [kernel.new_empty(len(kernel)) for kernel in kernels]
         # In the order of kernels and biases, and good until the next time.
         self.gradients = [*itertools.chain.from_iterable(zip(dkernels, dbiases, strict=True))]
-        self._dimages = new(room, *like.shape[1:]) if into_images else None
+        self._dimages = Room(new(room, *like.shape[1:])) if into_images else None
         self._layers = _layers(
-            forms, u=us, u_transposed=turned, outputs=self._outputs, winners=winners,
+            forms, u=us, u_transposed=turned, outputs=outputs, winners=winners,
             dkernel=dkernels, dbias=dbiases,
         )  # fmt: skip
         self._packs = [_pack_call(form, method, u) for form, u in zip(forms, us, strict=True)]
@@ -95,14 +97,11 @@ class Learning:
         given = self._layers, count, number, address, address
         self._forward = library.Prepared(f"{method.name}_convolve", *given, number)
         self._backward = library.Prepared(
-            f"{method.name}_convolve_backward", *given, address, self._dimages, number, number
-        )
-        self._kept = winners, dkernels, dbiases  # whose addresses C++ is given
+            f"{method.name}_convolve_backward", *given, address,
+            None if self._dimages is None else self._dimages.rows, number, number,
+        )  # fmt: skip
+        self._kept = outputs, winners, dkernels, dbiases  # whose addresses C++ is given
         self._taken: Any = None
-
-    @property
-    def out(self) -> torch.Tensor:
-        return self._outputs[-1]
 
     def forward(
         self,
@@ -112,7 +111,7 @@ class Learning:
         chosen: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """What comes of these images, or of those at the indices `chosen`; good until the next."""
-        count = len(images) if chosen is None else len(chosen)
+        count = images.shape[0] if chosen is None else chosen.shape[0]
         assert 0 < count <= self.room
         assert chosen is None or (chosen.dtype == torch.int64 and chosen.is_contiguous())
         _check(images, self._like)
@@ -123,22 +122,22 @@ class Learning:
             layer.bias = bias.data_ptr()
         self._taken = images, chosen, kernels, count
         self._forward(count, images, chosen, torch.get_num_threads())
-        return self._outputs[-1][:count]
+        return self.out.first(count)
 
     def backward(self, gradient: torch.Tensor, *, add: bool) -> torch.Tensor | None:
         """Fill `gradients`, or add to them; returns the images' where they have one.
 
-        Of the first M images, whose outputs have a gradient [M, H', W', O].
+        Of the first M images, whose outputs have a gradient, [M, H', W', O] or as long.
         """
         (images, chosen, kernels, taken), self._taken = self._taken, None
-        count = len(gradient)
-        assert gradient.is_contiguous() and gradient.dtype == self.out.dtype
-        assert 0 < count <= taken and gradient.shape[1:] == self.out.shape[1:]
+        count = gradient.shape[0]
+        assert gradient.is_contiguous() and gradient.dtype == self.out.rows.dtype
+        assert 0 < count <= taken and gradient.numel() == self.out.first(count).numel()
         for turn, kernel in zip(self._turns, kernels, strict=True):
             if turn is not None:
                 turn(_in_order(kernel), torch.get_num_threads())
         self._backward(count, images, chosen, gradient, add, torch.get_num_threads())
-        return None if self._dimages is None else self._dimages[:count]
+        return None if self._dimages is None else self._dimages.first(count)
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ import torch
 
 from rl_bench.native import library
 from rl_bench.native.method import method_of
+from rl_bench.native.room import Room
 
 
 @dataclass(frozen=True)
@@ -99,32 +100,36 @@ class Learning:
         assert learns(like, dtype)
         address, number = library.ADDRESS, library.NUMBER
         outputs, inputs = like.shape
+        self._inputs = inputs
         shape = number, inputs, outputs, method_of(dtype).halves
-        self._out, self._dx = torch.empty(room, outputs), torch.empty(room, inputs)
+        self._out, self._dx = Room(torch.empty(room, outputs)), Room(torch.empty(room, inputs))
         self.gradients = torch.empty(outputs, inputs), torch.empty(outputs)  # weights', bias's
         self._forward = library.Prepared(
-            "dense_learn", address, *shape, address, address, self._out, number
+            "dense_learn", address, *shape, address, address, self._out.rows, number
         )
         self._backward = library.Prepared(
-            "dense_learn_backward", address, *shape, address, self._out, address, self._dx,
-            *self.gradients, number, number,
+            "dense_learn_backward", address, *shape, address, self._out.rows, address,
+            self._dx.rows, *self.gradients, number, number,
         )  # fmt: skip
 
     def forward(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-        """Outputs [N, O] of x [N, I], all float32."""
+        """Outputs [N, O] of x [N, *] with I values in a row, all float32."""
+        rows = x.shape[0]
         assert x.is_contiguous() and weight.is_contiguous() and bias.is_contiguous()
-        assert len(x) <= len(self._out) and x.shape[1:] == self._dx.shape[1:]
-        self._forward(x, len(x), weight, bias, torch.get_num_threads())
-        return self._out[: len(x)]
+        assert rows <= len(self._out) and x.numel() == rows * self._inputs
+        self._forward(x, rows, weight, bias, torch.get_num_threads())
+        return self._out.first(rows)
 
     def backward(
         self, x: torch.Tensor, weight: torch.Tensor, gradient: torch.Tensor, *, add: bool
     ) -> torch.Tensor:
-        """The gradient of x; fills `gradients`, or adds to them."""
+        """The gradient [M, I] of the first M rows of x, whose outputs have one; fills `gradients`,
+        or adds to them."""
+        rows = gradient.shape[0]
         assert gradient.is_contiguous() and gradient.dtype == torch.float32
-        assert gradient.shape == (len(x), self._out.shape[1]) and len(x) <= len(self._out)
-        self._backward(x, len(x), weight, gradient, add, torch.get_num_threads())
-        return self._dx[: len(x)]
+        assert rows <= x.shape[0] and gradient.shape[1:] == self._out.rows.shape[1:]
+        self._backward(x, rows, weight, gradient, add, torch.get_num_threads())
+        return self._dx.first(rows)
 
 
 def learns(weight: torch.Tensor, dtype: torch.dtype) -> bool:
@@ -143,17 +148,23 @@ class LearningHeads:
     def __init__(self, features: int, actions: int, room: int) -> None:
         address, number = library.ADDRESS, library.NUMBER
         shape = number, features, actions
-        self._policy, self._values = torch.empty(room, actions), torch.empty(room)
-        self._dfeatures = torch.empty(room, features)
+        self._policy, self._values = Room(torch.empty(room, actions)), Room(torch.empty(room))
+        self._dfeatures = Room(torch.empty(room, features))
         weights, biases = torch.empty(actions + 1, features), torch.empty(actions + 1)
         # Of the policy's weights and bias, and the value's.
         self.gradients = weights[:-1], biases[:-1], weights[-1:], biases[-1:]
         self._forward = library.Prepared(
-            "heads_learn", address, *shape, *[address] * 4, self._policy, self._values, number
+            "heads_learn",
+            address,
+            *shape,
+            *[address] * 4,
+            self._policy.rows,
+            self._values.rows,
+            number,
         )
         self._backward = library.Prepared(
-            "heads_learn_backward", address, *shape, address, address, self._policy, address,
-            address, self._dfeatures, weights, biases, number, number,
+            "heads_learn_backward", address, *shape, address, address, self._policy.rows, address,
+            address, self._dfeatures.rows, weights, biases, number, number,
         )  # fmt: skip
 
     def forward(
@@ -161,10 +172,10 @@ class LearningHeads:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """`parameters`: weights [A, F] and bias [A] of the policy, [1, F] and [1] of the value."""
         assert all(t.is_contiguous() for t in (features, *parameters))
-        rows = len(features)
-        assert rows <= len(self._values) and features.shape[1:] == self._dfeatures.shape[1:]
+        rows = features.shape[0]
+        assert rows <= len(self._values) and features.shape[1:] == self._dfeatures.rows.shape[1:]
         self._forward(features, rows, *parameters, torch.get_num_threads())
-        return self._policy[:rows], self._values[:rows]
+        return self._policy.first(rows), self._values.first(rows)
 
     def backward(
         self,
@@ -175,12 +186,14 @@ class LearningHeads:
         *,
         add: bool,
     ) -> torch.Tensor:
-        """The gradient of the features; fills `gradients`, or adds to them."""
-        rows = len(features)
-        assert dpolicy.shape == (rows, self._policy.shape[1]) and dvalues.shape == (rows,)
+        """The gradient of the first M features, whose outputs have one, [M, A] and [M]; fills
+        `gradients`, or adds to them."""
+        rows = dvalues.shape[0]
+        assert rows <= features.shape[0] and dvalues.dim() == 1
+        assert dpolicy.shape == (rows, self._policy.rows.shape[1])
         assert all(t.is_contiguous() and t.dtype == torch.float32 for t in (dpolicy, dvalues))
         weight, _, value_weight, _ = parameters
         self._backward(
             features, rows, weight, value_weight, dpolicy, dvalues, add, torch.get_num_threads()
         )
-        return self._dfeatures[:rows]
+        return self._dfeatures.first(rows)

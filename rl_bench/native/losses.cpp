@@ -12,9 +12,10 @@ struct Means {
            rho_mean = 0, rho_clip_fraction = 0;
 };
 
-// Clip ranges (infinity: none), what the terms weigh, and what one row weighs in the whole.
+// Clip ranges (infinity: none), what the terms weigh, what one row weighs in the whole, and how many times
+// `spread` PPO's advantages lie from `mean`.
 struct Terms {
-    float clip_range, value_clip_range, value_coef, entropy_coef, row_weight;
+    float clip_range, value_clip_range, value_coef, entropy_coef, row_weight, mean, spread;
 };
 
 namespace {
@@ -70,13 +71,12 @@ Means means_of(int count, int rows, int threads, Visit visit) {
 
 }  // namespace
 
-// PPO's, of the `chosen` [rows] of what was recorded: policies [rows, actions], values [rows]; of advantages, how many
-// times `spread` they lie from `mean`.
+// PPO's, of the `chosen` [rows] of what was recorded: policies [rows, actions], values [rows].
 extern "C" void clipped_objective(
     const float* policy, const float* values, int32_t rows, int32_t actions, const int64_t* chosen,
     const int64_t* all_taken, const float* old_log_probs, const float* advantages, const float* returns,
-    const float* old_values, float mean, float spread, const Terms* all_terms, float* policy_gradients,
-    float* value_gradients, Means* means, int32_t threads) {
+    const float* old_values, const Terms* all_terms, float* policy_gradients, float* value_gradients,
+    Means* means, int32_t threads) {
     const Terms& terms = *all_terms;
     const float range = terms.clip_range;
     *means = means_of(rows, rows, threads, [&](int first, int last, Means& sums) {
@@ -87,7 +87,7 @@ extern "C" void clipped_objective(
                 sums.policy_loss = NAN;
                 continue;
             }
-            const float advantage = (advantages[row] - mean) / spread;
+            const float advantage = (advantages[row] - terms.mean) / terms.spread;
             const float log_ratio = p[taken] - old_log_probs[row], ratio = std::exp(log_ratio);
             const float held = std::min(std::max(ratio, 1.0f - range), 1.0f + range);
             const float plain = ratio * advantage, clipped = held * advantage;

@@ -32,8 +32,11 @@ class Terms(ctypes.Structure):
 
     _fields_ = [
         (name, ctypes.c_float)
-        for name in ("clip_range", "value_clip_range", "value_coef", "entropy_coef", "row_weight")
-    ]
+        for name in (
+            "clip_range", "value_clip_range", "value_coef", "entropy_coef",
+            "row_weight", "mean", "spread",  # these come with each minibatch
+        )
+    ]  # fmt: skip
 
 
 class VTraceSettings(ctypes.Structure):
@@ -45,40 +48,88 @@ class VTraceSettings(ctypes.Structure):
     ]
 
 
+class Loss:
+    """Of minibatches of what was recorded, which is made ready once for all of them.
+
+    The gradients that it gives lie in memory of its own, and are good until the next time.
+    """
+
+    def __init__(
+        self,
+        function: str,
+        names: tuple[str, ...],
+        recorded: tuple[torch.Tensor, ...],
+        terms: Terms,
+        *vtrace: VTraceSettings,
+    ) -> None:
+        actions, *others = recorded
+        assert actions.dtype == torch.int64
+        assert {tensor.dtype for tensor in others} <= {torch.float32, torch.bool}
+        assert all(tensor.is_contiguous() for tensor in recorded)
+        self._names, self._terms, self._means = names, terms, Means()
+        address, number = library.ADDRESS, library.NUMBER
+        self._bootstraps = bool(vtrace)
+        extents = [number] * (2 if vtrace else 1)
+        self._call = library.Prepared(
+            function, address, address, *extents, number, address, *recorded, terms, *vtrace,
+            address, address, self._means, number,
+        )  # fmt: skip
+        self._gradients: Gradients | None = None
+
+    def __call__(
+        self,
+        policy: torch.Tensor,
+        values: torch.Tensor,
+        chosen: torch.Tensor,
+        weight: float,
+        *,
+        mean: float = 0.0,
+        spread: float = 1.0,
+    ) -> tuple[Gradients, Metrics]:
+        """Gradients of policy and values, `weight` times as large, and the terms' means by name.
+
+        `mean` and `spread` are what advantages are normalised by.
+        """
+        shape = list(chosen.shape)
+        assert policy.shape[:1] == values.shape == (chosen.numel(),)
+        assert policy.dtype == values.dtype == torch.float32 and chosen.dtype == torch.int64
+        assert all(tensor.is_contiguous() for tensor in (policy, values, chosen))
+        shape[0] -= self._bootstraps
+        rows, actions = math.prod(shape), policy.shape[1]
+        terms, means = self._terms, self._means
+        terms.row_weight, terms.mean, terms.spread = weight / rows, mean, spread
+        if self._gradients is None or self._gradients[0].shape != (rows, actions):
+            self._gradients = policy.new_empty(rows, actions), values.new_empty(rows)
+        self._call(
+            policy, values, *shape, actions, chosen, *self._gradients, torch.get_num_threads()
+        )
+        metrics = {name: getattr(means, name) for name in self._names}
+        loss = metrics["policy_loss"] + terms.value_coef * metrics["value_loss"]
+        loss += terms.entropy_coef * metrics["entropy_loss"]
+        return self._gradients, {"loss": loss} | metrics
+
+
 def clipped_objective(
-    policy: torch.Tensor,
-    values: torch.Tensor,
     *,
-    chosen: torch.Tensor,
     actions: torch.Tensor,
     old_log_probs: torch.Tensor,
     advantages: torch.Tensor,
     returns: torch.Tensor,
     old_values: torch.Tensor,
-    mean: float,
-    spread: float,
     terms: Terms,
-) -> tuple[Gradients, Metrics]:
-    """PPO's (`agents/ppo.py`): gradients of policy and values, and the terms' means by name.
+) -> Loss:
+    """PPO's (`agents/ppo.py`), of rows [N].
 
-    Shapes: policy [M, A], values and chosen [M], all others [N], of which the chosen ones count;
-    `mean` and `spread` are what advantages are normalised by. Like the other, it gives NaN for an
-    action that there is not.
+    To be called with policies [M, A], values [M] and the rows `chosen` [M] that they are of. Like
+    the other, it gives NaN for an action that there is not.
     """
-    given = (actions, old_log_probs, advantages, returns, old_values)
-    assert all(tensor.shape == actions.shape for tensor in given)
-    assert chosen.shape == values.shape == policy.shape[:1]
-    return _call(
-        "clipped_objective", OF_BOTH, policy, values, policy.shape, chosen, given, mean, spread,
-        terms,
-    )  # fmt: skip
+    recorded = actions, old_log_probs, advantages, returns, old_values
+    assert all(tensor.shape == actions.shape for tensor in recorded)
+    return Loss("clipped_objective", OF_BOTH, recorded, terms)
 
 
 def vtrace_objective(
-    policy: torch.Tensor,
-    values: torch.Tensor,
     *,
-    chosen: torch.Tensor,
     actions: torch.Tensor,
     old_log_probs: torch.Tensor,
     rewards: torch.Tensor,
@@ -88,46 +139,15 @@ def vtrace_objective(
     old_values: torch.Tensor,
     vtrace: VTraceSettings,
     terms: Terms,
-) -> tuple[Gradients, Metrics]:
-    """IMPALA's (`agents/impala.py`).
+) -> Loss:
+    """IMPALA's (`agents/impala.py`), of a trajectory [S, B], old_values [S+1, B].
 
-    Shapes: chosen [T+1, K], of T steps, policy [(T+1) · K, A], values [(T+1) · K]; the others are a
-    trajectory's [S, B], old_values [S+1, B], whose rows are counted through. The gradients are of
-    the first T · K policies and values: what only bootstraps has none.
+    To be called with policies [(T+1) · K, A], values [(T+1) · K] and the rows `chosen` [T+1, K]
+    that they are of, counted through the trajectory. The gradients are of the first T · K policies
+    and values: what only bootstraps has none.
     """
-    steps = (actions, old_log_probs, rewards, terminated, truncated, final_values)
+    steps = actions, old_log_probs, rewards, terminated, truncated, final_values
     assert all(tensor.shape == actions.shape for tensor in steps)
     assert terminated.dtype == truncated.dtype == torch.bool
-    assert policy.shape[:1] == values.shape == (chosen.numel(),)
-    shape = len(chosen) - 1, chosen.shape[1], policy.shape[1]
     names = (*OF_BOTH, *OF_VTRACE)
-    given = (*steps, old_values)
-    return _call("vtrace_objective", names, policy, values, shape, chosen, given, terms, vtrace)
-
-
-def _call(
-    function: str,
-    names: tuple[str, ...],
-    policy: torch.Tensor,
-    values: torch.Tensor,
-    shape: tuple[int, ...],
-    chosen: torch.Tensor,
-    given: tuple[torch.Tensor, ...],
-    *settings: float | ctypes.Structure,
-) -> tuple[Gradients, Metrics]:
-    dtypes = {tensor.dtype for tensor in given[1:]}
-    assert given[0].dtype == chosen.dtype == torch.int64
-    assert dtypes <= {torch.float32, torch.bool}, dtypes
-    assert policy.dtype == values.dtype == torch.float32
-    assert all(tensor.is_contiguous() for tensor in (policy, values, chosen, *given))
-    rows = math.prod(shape[:-1])
-    gradients = policy.new_empty(rows, shape[-1]), values.new_empty(rows)
-    means, terms = Means(), next(s for s in settings if isinstance(s, Terms))
-    library.call(
-        function, policy, values, *shape, chosen, *given, *settings, *gradients, means,
-        torch.get_num_threads(),
-    )  # fmt: skip
-    metrics = {name: getattr(means, name) for name in names}
-    loss = metrics["policy_loss"] + terms.value_coef * metrics["value_loss"]
-    loss += terms.entropy_coef * metrics["entropy_loss"]
-    return gradients, {"loss": loss} | metrics
+    return Loss("vtrace_objective", names, (*steps, old_values), terms, vtrace)
