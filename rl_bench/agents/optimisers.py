@@ -7,7 +7,7 @@ long as importing all the rest of torch (2 s on a slow core), and 0.08 GB. The s
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -41,6 +41,12 @@ class Optimiser(Protocol):
         """Take the values of a state of the same kind and shapes."""
 
 
+def gradients_of(parameters: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    gradients = [parameter.grad for parameter in parameters]
+    assert all(gradient is not None for gradient in gradients), "every parameter needs a gradient"
+    return gradients  # type: ignore[return-value]
+
+
 class _Stateful:
     """Parameters and lists of tensors that belong to them."""
 
@@ -52,14 +58,9 @@ class _Stateful:
     def _zeros(self) -> list[torch.Tensor]:
         return [torch.zeros_like(p) for p in self.parameters]
 
-    def _gradients(self) -> list[torch.Tensor]:
-        gradients = [p.grad for p in self.parameters]
-        assert all(g is not None for g in gradients), "every parameter needs a gradient"
-        return gradients  # type: ignore[return-value]
-
     def _clipped_gradients(self, max_norm: float) -> tuple[list[torch.Tensor], float]:
         """And their norm before."""
-        gradients = self._gradients()
+        gradients = gradients_of(self.parameters)
         norm = torch.nn.utils.get_total_norm(gradients, foreach=True).item()
         if max_norm < norm < math.inf:
             torch._foreach_mul_(gradients, max_norm / (norm + 1e-6))
@@ -110,7 +111,7 @@ class Adam(_Stateful):
         state = self.state
         if self._natively:
             norm = self._natively.take(
-                self._gradients(), max_norm=max_grad_norm, rate=self.learning_rate,
+                gradients_of(self.parameters), max_norm=max_grad_norm, rate=self.learning_rate,
                 count=self._count + 1,
             )  # fmt: skip
             self._count += math.isfinite(norm)

@@ -219,7 +219,7 @@ class WorkerFactory:
             config.env.seed, self.index, resumes=self.resumes, restarts=self.restarts
         )
         checkpoint.seed_global_random_state(seeds.env)  # for environments that draw from it
-        env = make_vector_env(config.env, each, seed=seeds.env)
+        env = make_vector_env(config.env, each, seed=seeds.env, native=self.native is not None)
         net = make_net(config)
         worker = make_worker(config, env, net, seeds, show_life)
         batch, update = Trajectory.of(self.memory.batch), self.memory.update

@@ -116,10 +116,10 @@ class ProcgenVectorEnv:
             num_threads=0 if native else num_threads,
         )
         self._env._reuse_arrays = True  # gym3 would copy what `step` gives
-        if native and num_threads > 1:
-            from rl_bench.envs.procgen_apart import Apart
+        if native:
+            from rl_bench.envs.procgen_native import Apart, Together
 
-            self._env = Apart(self._env)
+            self._env = (Apart if num_threads > 1 else Together)(self._env)
 
     def reset(self) -> np.ndarray:
         return self._env.observe()[1]["rgb"]

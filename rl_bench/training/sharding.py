@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from rl_bench.agents.gradient import Metrics, Objective, Prepared, add_metrics, split_evenly
+from rl_bench.agents.optimisers import gradients_of
 from rl_bench.nets import ActorCritic
 from rl_bench.rollout.handle import WorkerLost
 from rl_bench.rollout.processes import WorkerPool
@@ -64,6 +65,10 @@ class SharedUpdate:
         use_shared_weights(net, shared.weights)
         return shared
 
+    def gradients_of(self, net: ActorCritic, helper: int) -> list[torch.Tensor]:
+        """What a helper writes, in the order of the network's parameters."""
+        return [self.gradients[f"{helper}/{name}"] for name, _ in net.named_parameters()]
+
     def close(self) -> None:
         for tensors in (self.weights, self.gradients, self.prepared, self.index):
             tensors.close()
@@ -85,9 +90,8 @@ class GradientService:
         self.objective = objective
         self.index = shared.index["index"]
         self.batch = objective.batch(trajectory, shared.prepared)
-        self.gradients = [
-            shared.gradients[f"{worker}/{n}"] for n, _ in objective.net.named_parameters()
-        ]
+        self.parameters = [*objective.net.parameters()]
+        self.gradients = shared.gradients_of(objective.net, worker)
 
     def requests(self) -> Service:
         return {REQUEST: self.gradient}
@@ -95,9 +99,8 @@ class GradientService:
     def gradient(self, size: int, start: int, stop: int) -> Metrics:
         """Write the gradient of [start, stop) of a minibatch of `size`."""
         metrics = self.objective.backward(self.batch, self.index[:size], slice(start, stop))
-        for parameter, shared in zip(self.objective.net.parameters(), self.gradients, strict=True):
-            assert parameter.grad is not None
-            shared.copy_(parameter.grad)
+        torch._foreach_copy_(self.gradients, gradients_of(self.parameters))
+        for parameter in self.parameters:
             parameter.grad = None
         return metrics
 
@@ -125,6 +128,9 @@ class ShardedGradient:
 
     def begin(self, trajectory: Trajectory, prepared: Prepared) -> None:
         self.lost = set()  # those of the update before were replaced
+        net, shared = self.objective.net, self.shared
+        self._parameters = [*net.parameters()]
+        self._theirs = {helper: shared.gradients_of(net, helper) for helper in shared.helpers}
         self.batch = self.objective.batch(trajectory, prepared)
         for name, tensor in prepared.items():
             self.shared.prepared[name].copy_(tensor)
@@ -185,6 +191,4 @@ class ShardedGradient:
                 continue
             del asked[helper]
             add_metrics(metrics, reply[1])
-            for name, parameter in self.objective.net.named_parameters():
-                assert parameter.grad is not None
-                parameter.grad.add_(self.shared.gradients[f"{helper}/{name}"])
+            torch._foreach_add_(gradients_of(self._parameters), self._theirs[helper])

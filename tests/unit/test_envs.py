@@ -24,7 +24,7 @@ def make_with_threads(num_envs, threads, native, *, name="coinrun", seed=0):
     """Procgen's own threads or, `native`, torch's."""
     if native and library.why_missing():
         pytest.skip(library.why_missing())
-    torch.set_num_threads(threads)
+    torch.set_num_threads(max(threads, 1))
     config = EnvConfig(name=name)
     return make_vector_env(config, num_envs, seed=seed, num_threads=threads, native=native)
 
@@ -91,7 +91,7 @@ def test_procgen_is_seeded_completely():
     assert not np.array_equal(a[0], c[0])
 
 
-@pytest.mark.parametrize("threads", [(2, False), (2, True), (3, True)])
+@pytest.mark.parametrize("threads", [(2, False), (0, True), (2, True), (3, True)])
 def test_threads_do_not_change_procgen(threads):
     # Breaks when: environments apart begin at other levels, or one reads another's buffers.
     alone = make("starpilot", 4, seed=3)
@@ -105,8 +105,11 @@ def test_threads_do_not_change_procgen(threads):
         closed.close()
 
 
-@pytest.mark.parametrize(("kernels", "threads"), [("native", 2), ("native", 1), ("torch", 2)])
-def test_a_run_has_torchs_threads_step_procgen_where_it_may(kernels, threads):
+@pytest.mark.parametrize(
+    ("kernels", "threads", "expected"),
+    [("native", 2, "Apart"), ("native", 1, "Together"), ("torch", 2, "ProcgenGym3Env")],
+)
+def test_a_run_has_torchs_threads_step_procgen_where_it_may(kernels, threads, expected):
     # Breaks when: a run does not say that it may use native code.
     if library.why_missing():
         pytest.skip(library.why_missing())
@@ -117,9 +120,9 @@ def test_a_run_has_torchs_threads_step_procgen_where_it_may(kernels, threads):
     mode = Mode("ppo", "sequential", "timesteps")
     parts = build.build(config, mode, system.plan_one_process(threads))
     (worker,) = parts.source.workers
-    is_apart = type(worker.env._env).__name__ == "Apart"
+    found = type(worker.env._env).__name__
     parts.close()
-    assert is_apart == (kernels == "native" and threads == 2)
+    assert found == expected
 
 
 def test_torchs_threads_step_procgen(monkeypatch):
@@ -135,21 +138,28 @@ def test_torchs_threads_step_procgen(monkeypatch):
     env.close()
 
 
-@pytest.mark.parametrize("native", [False, True])
-def test_procgens_frames_are_not_copied(native):
+@pytest.mark.parametrize(("threads", "native"), [(2, False), (0, True), (2, True)])
+def test_procgens_frames_are_not_copied(threads, native):
     # Breaks when: gym3 copies them again, which is found out by no other test.
-    env = make_with_threads(3, 2, native)
+    env = make_with_threads(3, threads, native)
     first = env.reset()
     assert np.shares_memory(first, env.step(np.zeros(3, dtype=np.int32)).obs)
     env.close()
 
 
 @pytest.mark.parametrize(
-    ("from_native", "to_native"), [(False, False), (True, False), (False, True)]
+    ("of", "to"),
+    [
+        ((2, False), (2, False)),
+        ((2, True), (2, False)),
+        ((2, False), (2, True)),
+        ((0, True), (2, True)),
+        ((2, True), (0, True)),
+    ],
 )
-def test_procgen_snapshot_continues_exactly(from_native, to_native):
-    env = make_with_threads(3, 2, from_native, seed=1)
-    other = make_with_threads(3, 2, to_native, seed=2)
+def test_procgen_snapshot_continues_exactly(of, to):
+    env = make_with_threads(3, *of, seed=1)
+    other = make_with_threads(3, *to, seed=2)
     roll(env, 30)
     other.set_state(env.get_state())
     actions = np.random.default_rng(1).integers(0, 15, (100, 3))
