@@ -45,8 +45,10 @@ Costs = dict[str, float]
 
 
 def simulation_seconds(num_envs: int) -> float:
-    """Per timestep, on one thread, with random actions."""
-    env = build.make_vector_env(config().env, num_envs, seed=1, num_threads=0)
+    """Per timestep, on one thread, with random actions, stepped as workers step it."""
+    settings = config()
+    native = settings.hardware.kernels == "native"
+    env = build.make_vector_env(settings.env, num_envs, seed=1, native=native)
     env.reset()
     actions = np.random.default_rng(0).integers(0, 15, (STEPS // num_envs, num_envs))
 

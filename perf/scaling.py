@@ -54,7 +54,8 @@ def config() -> Config:
 def rollout_costs(num_envs: int, repeats: int = 5) -> Costs:
     """Seconds of one step of `num_envs` environments, on one thread."""
     settings = config()
-    env = build.make_vector_env(settings.env, num_envs, seed=1)
+    native = settings.hardware.kernels == "native"
+    env = build.make_vector_env(settings.env, num_envs, seed=1, native=native)
     worker = build.make_worker(settings, env, build.make_net(settings), WorkerSeeds(1, 1))
     block = Trajectory.allocate(STEPS, num_envs, env.observation_space, env.action_space)
     samples = []

@@ -14,8 +14,6 @@ import torch.nn.functional as F
 from rl_bench.layers import Dense, Link
 from rl_bench.native import dense
 
-Choice = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
-
 
 class Acting:
     """Frames → actions, log-probabilities and values, as `dense.Packed.choice` gives them.
@@ -41,23 +39,27 @@ class Acting:
         self._last = _made_ready(last, features)
         self._noise_shape = rows, heads.outputs - 1
         self._choose = heads.choice(rows)
-        self._chosen = heads.room_for_choice(rows)
+        self._choice = heads.room_for_choice(rows)
 
     def __call__(
-        self, frames: torch.Tensor, noise: torch.Tensor, out: Choice | None = None
-    ) -> Choice:
+        self, frames: torch.Tensor, noise: torch.Tensor, out: Sequence[torch.Tensor] | None = None
+    ) -> Sequence[torch.Tensor]:
         """The choice lies in `out`, or in memory of its own."""
-        assert noise.dtype == torch.float32 and noise.shape == self._noise_shape
-        chosen = self._chosen if out is None else out
-        assert noise.is_contiguous()
-        assert all(t.is_contiguous() and t.shape == self._noise_shape[:1] for t in chosen)
+        choice = self._choice if out is None else out
+        assert _is_like(noise, torch.float32, self._noise_shape)
+        for tensor, own in zip(choice, self._choice, strict=True):
+            assert _is_like(tensor, own.dtype, own.shape)
         x = frames
-        for chain, out in self._stages:
-            x = chain(x, out)
+        for chain, room in self._stages:
+            x = chain(x, room)
         if self._rectified is not None:
             F.relu_(self._rectified)
-        self._choose(self._last(), noise, *chosen)
-        return chosen
+        self._choose(self._last(), noise, *choice)
+        return choice
+
+
+def _is_like(tensor: torch.Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -> bool:
+    return tensor.is_contiguous() and tensor.dtype == dtype and tensor.shape == shape
 
 
 def _made_ready(layer: Dense, x: torch.Tensor) -> Callable[[], torch.Tensor]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import gymnasium
@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from gymnasium.spaces import Box, Discrete
 from torch import nn
 
-from rl_bench.acting import Acting, Choice
+from rl_bench.acting import Acting
 from rl_bench.errors import ConfigError
 from rl_bench.heads import CategoricalHead, make_head
 from rl_bench.layers import Conv, Dense, Link, PixelConv, can_pack, convolve, packable
@@ -243,7 +243,9 @@ class ActorCritic(nn.Module):
         """
         self._kept.ready.backward(dpolicy, dvalues)
 
-    def act(self, obs: torch.Tensor, noise: torch.Tensor, out: Choice | None = None) -> Choice:
+    def act(
+        self, obs: torch.Tensor, noise: torch.Tensor, out: Sequence[torch.Tensor] | None = None
+    ) -> Sequence[torch.Tensor]:
         """Sampled actions [N, *], their log-probabilities [N] and values [N], for `noise` [N, A].
 
         To be called of an acting copy, in inference mode. They are written into `out`; without it,

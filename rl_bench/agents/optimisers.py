@@ -35,7 +35,7 @@ class Optimiser(Protocol):
         """
 
     def state_dict(self) -> dict[str, list[torch.Tensor]]:
-        """The tensors themselves, not copies."""
+        """The tensors themselves, not copies, as of now."""
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take the values of a state of the same kind and shapes."""

@@ -36,7 +36,10 @@ class VectorEnv(Protocol):
         """Start an episode everywhere; observations [B, *]. Called once, before any step."""
 
     def step(self, actions: np.ndarray) -> Step:
-        """Act everywhere; episodes that end restart within the step."""
+        """Act everywhere; episodes that end restart within the step.
+
+        `actions` belong to the caller: they are neither changed nor kept.
+        """
 
     def get_state(self) -> Sequence[bytes] | None:
         """A snapshot per environment, or None where the environment cannot give one."""

@@ -19,14 +19,13 @@ from rl_bench.native import stepping
 from rl_bench.native.library import Prepared
 
 
-class Together:
-    """An environment of gym3's as it was made, for one thread. Its interface is gym3's, as far as
-    it is used here; what it observes lies in the memory that it always did."""
+class _Stepped:
+    """What gym3's environments do in a step, in one call; with their interface, as far as it is
+    used here. Frames and rewards lie in the memory of `env`, as they always did."""
 
     def __init__(self, env: ProcgenGym3Env) -> None:
         self._env, self._ffi, self._library = env, env._ffi, env._c_lib
-        env.observe()
-        self._step = self._made_ready([env._c_env])
+        self._step: Prepared
 
     def _made_ready(self, handles: Sequence[Any]) -> Prepared:
         address, library = self._address, self._library
@@ -40,11 +39,22 @@ class Together:
         return int(self._ffi.cast("uintptr_t", pointer))
 
     def act(self, actions: np.ndarray) -> None:
+        assert actions.shape == (self._env.num,)
         self._env._ac["action"][:] = actions
         self._step()
 
     def observe(self) -> tuple[np.ndarray, dict[str, np.ndarray], np.ndarray]:
+        """What the last step left there."""
         return self._env._rew, self._env._ob, self._env._first
+
+
+class Together(_Stepped):
+    """`env` as it was made, for one thread."""
+
+    def __init__(self, env: ProcgenGym3Env) -> None:
+        super().__init__(env)
+        env.observe()  # has it show its first frames
+        self._step = self._made_ready([env._c_env])
 
     def get_state(self) -> list[bytes]:
         return self._env.get_state()
@@ -56,16 +66,15 @@ class Together:
         self._env.close()
 
 
-class Apart(Together):
-    """What `env` holds, each in an environment of its own; `env` is closed.
+class Apart(_Stepped):
+    """What `env` holds, each in an environment of its own, for torch's threads; `env` is closed.
 
     They go on from where they stood, in the same memory, and see the same levels.
     """
 
     def __init__(self, env: ProcgenGym3Env) -> None:
         self._handles: list[Any] = []
-        # Whose arrays these environments read and write.
-        self._env, self._ffi, self._library = env, env._ffi, env._c_lib
+        super().__init__(env)
         states = env.get_state()
         env.close()  # before the others are made: what it frees is taken by them
         options, self._options_kept = env._convert_options(self._ffi, self._library, env._options)

@@ -90,11 +90,11 @@ class Loss:
 
         `mean` and `spread` are what advantages are normalised by.
         """
-        shape = list(chosen.shape)
+        steps, *others = chosen.shape
+        shape = (steps - 1 if self._bootstraps else steps), *others
         assert policy.shape[:1] == values.shape == (chosen.numel(),)
         assert policy.dtype == values.dtype == torch.float32 and chosen.dtype == torch.int64
         assert all(tensor.is_contiguous() for tensor in (policy, values, chosen))
-        shape[0] -= self._bootstraps
         rows, actions = math.prod(shape), policy.shape[1]
         terms, means = self._terms, self._means
         terms.row_weight, terms.mean, terms.spread = weight / rows, mean, spread

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 
 from rl_bench.envs import Step, VectorEnv
 from rl_bench.errors import RlBenchError, TrainingError, WorkerError
-from rl_bench.nets import ActorCritic, Choice
+from rl_bench.nets import ActorCritic
 from rl_bench.types import RETURN_DISCOUNT, EpisodeStats, Trajectory
 
 Rows = Mapping[str, np.ndarray]  # a trajectory's memory, by field
@@ -75,18 +75,15 @@ class RolloutWorker:
         out.policy_version.fill_(self.version)
         # What is small is written through numpy, in a tenth of torch's time for it.
         rows = {name: tensor.numpy() for name, tensor in out.tensors().items()}
-        # Taken apart before the steps, between which little of what it needs is in the caches.
-        frames, actions, log_probs, values = (
-            tensor.unbind()
-            for tensor in (out.obs, out.actions, out.behaviour_log_probs, out.behaviour_values)
-        )
-        choices = zip(actions, log_probs, values[:-1], strict=True)
-        frames[0].copy_(torch.from_numpy(self.obs))
-        of_steps = zip(frames[:-1], noise.unbind(), choices, rows["actions"], strict=True)
-        for t, (obs, its_noise, choice, its_actions) in enumerate(of_steps):
+        out.obs[0].copy_(torch.from_numpy(self.obs))
+        of_steps = _step_by_step(
+            out.obs[:-1], out.obs[1:], noise,
+            out.actions, out.behaviour_log_probs, out.behaviour_values[:-1],
+        )  # fmt: skip
+        for t, (obs, next_obs, its_noise, *choice) in enumerate(of_steps):
             self._act(obs, its_noise, choice)
-            step = self._step(its_actions)
-            frames[t + 1].copy_(torch.from_numpy(step.obs))  # by several threads of torch
+            step = self._step(rows["actions"][t])
+            next_obs.copy_(torch.from_numpy(step.obs))  # by several threads of torch
             self._record(t, step, rows)
         rows["truncated"] &= ~rows["terminated"]
         self.obs = rows["obs"][-1].copy()
@@ -94,7 +91,7 @@ class RolloutWorker:
         out.behaviour_values[-1] = self.policy(out.obs[-1])[1]
         return self._finished_episodes(rows)
 
-    def _act(self, obs: torch.Tensor, noise: torch.Tensor, choice: Choice) -> None:
+    def _act(self, obs: torch.Tensor, noise: torch.Tensor, choice: Sequence[torch.Tensor]) -> None:
         started = time.perf_counter()
         self.policy.act(obs, noise, choice)
         self.inference_seconds += time.perf_counter() - started
@@ -181,6 +178,13 @@ class RolloutWorker:
         self.episode_returns = state["episode_returns"].numpy().copy()
         self.episode_lengths = state["episode_lengths"].numpy().copy()
         self.discounted_returns = state["discounted_returns"].numpy().copy()
+
+
+def _step_by_step(*tensors: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
+    """The rows of all of them. They are taken apart a hundred steps at a time: between two steps
+    little of what that needs is in the caches, and it takes several times as long."""
+    for first in range(0, len(tensors[0]), 100):
+        yield from zip(*(t[first : first + 100].unbind() for t in tensors), strict=True)
 
 
 def _to_tensor(state: bytes) -> torch.Tensor:

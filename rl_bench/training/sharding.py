@@ -65,7 +65,7 @@ class SharedUpdate:
         use_shared_weights(net, shared.weights)
         return shared
 
-    def gradients_of(self, net: ActorCritic, helper: int) -> list[torch.Tensor]:
+    def of_helper(self, net: ActorCritic, helper: int) -> list[torch.Tensor]:
         """What a helper writes, in the order of the network's parameters."""
         return [self.gradients[f"{helper}/{name}"] for name, _ in net.named_parameters()]
 
@@ -91,7 +91,7 @@ class GradientService:
         self.index = shared.index["index"]
         self.batch = objective.batch(trajectory, shared.prepared)
         self.parameters = [*objective.net.parameters()]
-        self.gradients = shared.gradients_of(objective.net, worker)
+        self.gradients = shared.of_helper(objective.net, worker)
 
     def requests(self) -> Service:
         return {REQUEST: self.gradient}
@@ -128,9 +128,6 @@ class ShardedGradient:
 
     def begin(self, trajectory: Trajectory, prepared: Prepared) -> None:
         self.lost = set()  # those of the update before were replaced
-        net, shared = self.objective.net, self.shared
-        self._parameters = [*net.parameters()]
-        self._theirs = {helper: shared.gradients_of(net, helper) for helper in shared.helpers}
         self.batch = self.objective.batch(trajectory, prepared)
         for name, tensor in prepared.items():
             self.shared.prepared[name].copy_(tensor)
@@ -191,4 +188,6 @@ class ShardedGradient:
                 continue
             del asked[helper]
             add_metrics(metrics, reply[1])
-            torch._foreach_add_(gradients_of(self._parameters), self._theirs[helper])
+            net = self.objective.net
+            ours, theirs = gradients_of([*net.parameters()]), self.shared.of_helper(net, helper)
+            torch._foreach_add_(ours, theirs)

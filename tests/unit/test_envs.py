@@ -125,15 +125,37 @@ def test_a_run_has_torchs_threads_step_procgen_where_it_may(kernels, threads, ex
     assert found == expected
 
 
+def test_a_worker_process_steps_procgen_natively_where_it_may(monkeypatch):
+    # Breaks when: a worker does not say that it may use native code; nothing else would show it.
+    class Seen(Exception):
+        pass
+
+    def look(*_, native, **__):
+        raise Seen(native)
+
+    if library.why_missing():
+        pytest.skip(library.why_missing())
+    monkeypatch.setattr(build, "make_vector_env", look)
+    config = Config().replace(parallel__num_envs_per_worker=2, env__seed=1)
+    for path in (library.compiled(), None):
+        factory = build.WorkerFactory(
+            config, Mode("ppo", "parallel", "timesteps"), 0, 0, 0, None, path
+        )
+        with pytest.raises(Seen, match=str(path is not None)):
+            factory(lambda: None)
+
+
 def test_torchs_threads_step_procgen(monkeypatch):
     # Breaks when: native environments are stepped by one thread, or by Procgen's own.
     steps = []
-    monkeypatch.setattr(stepping, "made_ready", lambda **_: lambda: steps.append("step"))
+    monkeypatch.setattr(
+        stepping, "made_ready", lambda *, handles, **_: lambda: steps.append(len(handles))
+    )
     before = psutil.Process().num_threads()
     env = make_with_threads(3, 2, native=True)
     env.reset()
     env.step(np.zeros(3, dtype=np.int64))
-    assert len(steps) == 1
+    assert steps == [3]
     assert psutil.Process().num_threads() == before
     env.close()
 

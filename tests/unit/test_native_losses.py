@@ -215,6 +215,43 @@ def test_what_is_not_a_number_shows_in_impalas_loss(where):
 
 
 @pytest.mark.parametrize("algorithm", ["ppo", "impala"])
+def test_what_was_made_ready_for_one_batch_is_not_taken_for_another(algorithm):
+    # Breaks when: a loss goes on reading the batch before, or what it read of this one before.
+    config = dataclasses.replace(TrainingConfig(), normalise_advantages=False)
+    impala = impala_config({"clip_range": 0.2, "clip_value_loss": True})
+
+    def make():
+        steps = STEPS if algorithm == "ppo" else STEPS + 1
+        net = Outputs(steps * UNROLLS, native=True, dtype=torch.float32)
+        if algorithm == "ppo":
+            return ClippedObjective(net, config)
+        return VTraceObjective(net, impala, config)
+
+    def batch_of(objective, scale):
+        trajectory = random_trajectory()
+        rewards = scale * trajectory.rewards
+        prepared = {"rewards": rewards, "advantages": rewards.view(-1), "returns": rewards.view(-1)}
+        return objective.batch(trajectory, prepared), rewards
+
+    def gradient(objective, batch):
+        objective.net.policy.grad = objective.net.values.grad = None
+        objective.backward(batch, torch.arange(UNROLLS))
+        return torch.cat([objective.net.policy.grad.flatten(), objective.net.values.grad])
+
+    kept, gradients = make(), []
+    for scale in (1.0, 3.0):
+        batch, rewards = batch_of(kept, scale)
+        gradients.append(gradient(kept, batch))
+        fresh = make()
+        assert torch.equal(gradients[-1], gradient(fresh, batch_of(fresh, scale)[0]))
+    rewards.neg_()
+    gradients.append(gradient(kept, batch))
+    fresh = make()
+    assert torch.equal(gradients[-1], gradient(fresh, batch_of(fresh, -3.0)[0]))
+    assert not any(map(torch.equal, gradients, gradients[1:]))
+
+
+@pytest.mark.parametrize("algorithm", ["ppo", "impala"])
 def test_a_network_takes_the_same_step_natively(algorithm):
     # Breaks when: the gradients of the outputs do not reach the weights, or Adam's not them.
     moments = []  # after one step, a tenth of the gradient as it was clipped

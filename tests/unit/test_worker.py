@@ -22,14 +22,15 @@ def make_worker(name, num_envs, *, index=0, seed=0, n_steps=STEPS):
     return RolloutWorker(env, policy, n_steps=n_steps, seed=seeds.sampling, description=name)
 
 
-def test_row_t_holds_the_observation_and_what_its_action_caused():
+@pytest.mark.parametrize("n_steps", [STEPS, 100, 230])
+def test_row_t_holds_the_observation_and_what_its_action_caused(n_steps):
     # Breaks when: rewards or ends are stored one row late, or a rollout repeats or skips a step.
-    source = SequentialSource([make_worker("toy-counting", 5)])
+    source = SequentialSource([make_worker("toy-counting", 5, n_steps=n_steps)])
     clock = np.zeros(5)
     for _ in range(4):
         trajectory = source.next_batch()
         obs = trajectory.obs.numpy()
-        for t in range(STEPS):
+        for t in range(n_steps):
             assert (obs[t, :, 1] == clock).all(), "obs[t] is what was seen before the action"
             clock += 1
             assert (trajectory.rewards[t].numpy() == clock).all(), "rewards[t] follows the action"
