@@ -72,7 +72,8 @@ def _fingerprint() -> str:
     facts = [torch.__version__, os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper()]
     digest = hashlib.sha256("\n".join(facts).encode())
     native = [
-        f"native/{name}.py" for name in ("convolution", "dense", "geometry", "library", "method")
+        f"native/{name}.py"
+        for name in ("convolution", "dense", "geometry", "library", "method", "room")
     ]
     for name in ("trial.py", "heads.py", "layers.py", "learning.py", "nets.py", *native):
         digest.update((HERE / name).read_bytes())

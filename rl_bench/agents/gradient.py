@@ -6,7 +6,6 @@ An objective knows one algorithm's loss; a `Gradient` knows where it is evaluate
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping
 from typing import Any, Protocol
 
@@ -64,12 +63,6 @@ def add_metrics(sums: Metrics, more: Metrics) -> None:
     """Add metrics to what was summed so far."""
     for name, value in more.items():
         sums[name] = sums.get(name, 0.0) + value
-
-
-def split_evenly(size: int, parts: int) -> list[slice]:
-    """Consecutive shares of nearly equal size."""
-    bounds = [size * part // parts for part in range(parts + 1)]
-    return [slice(start, stop) for start, stop in itertools.pairwise(bounds)]
 
 
 class Gradient(Protocol):

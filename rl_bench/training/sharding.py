@@ -10,6 +10,7 @@ The share of a worker that is lost within an update is computed by another, or b
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -18,7 +19,7 @@ from typing import Any
 
 import torch
 
-from rl_bench.agents.gradient import Metrics, Objective, Prepared, add_metrics, split_evenly
+from rl_bench.agents.gradient import Metrics, Objective, Prepared, add_metrics
 from rl_bench.agents.optimisers import gradients_of
 from rl_bench.nets import ActorCritic
 from rl_bench.rollout.handle import WorkerLost
@@ -191,3 +192,9 @@ class ShardedGradient:
             net = self.objective.net
             ours, theirs = gradients_of([*net.parameters()]), self.shared.of_helper(net, helper)
             torch._foreach_add_(ours, theirs)
+
+
+def split_evenly(size: int, parts: int) -> list[slice]:
+    """Consecutive shares of nearly equal size."""
+    bounds = [size * part // parts for part in range(parts + 1)]
+    return [slice(start, stop) for start, stop in itertools.pairwise(bounds)]
