@@ -3,7 +3,7 @@
 Procgen's own threads would share the cores with torch's, which spin for milliseconds until they are
 needed again, and would have to be woken at every step (measured on a Zen 3, two threads, 32
 environments: rollouts take 0.77 of the time without them). What gym3 does around a step in Python
-is left out: between steps it takes three times as long as it would alone.
+is left out: checks, copies and dictionaries, which a step of CoinRun takes 2 µs an environment for.
 """
 
 from __future__ import annotations

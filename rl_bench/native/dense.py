@@ -154,14 +154,9 @@ class LearningHeads:
         # Of the policy's weights and bias, and the value's.
         self.gradients = weights[:-1], biases[:-1], weights[-1:], biases[-1:]
         self._forward = library.Prepared(
-            "heads_learn",
-            address,
-            *shape,
-            *[address] * 4,
-            self._policy.rows,
-            self._values.rows,
-            number,
-        )
+            "heads_learn", address, *shape, *[address] * 4, self._policy.rows,
+            self._values.rows, number,
+        )  # fmt: skip
         self._backward = library.Prepared(
             "heads_learn_backward", address, *shape, address, address, self._policy.rows, address,
             address, self._dfeatures.rows, weights, biases, number, number,

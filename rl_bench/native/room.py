@@ -8,7 +8,7 @@ import torch
 class Room:
     """Rows, and views on the first of them, each made once.
 
-    Between products a view takes as long as a small layer, as what makes it is in no cache then.
+    Between products a view takes tens of microseconds, as what makes it is in no cache then.
     """
 
     def __init__(self, rows: torch.Tensor) -> None:

@@ -182,7 +182,7 @@ class RolloutWorker:
 
 def _step_by_step(*tensors: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
     """The rows of all of them. They are taken apart a hundred steps at a time: between two steps
-    little of what that needs is in the caches, and it takes several times as long."""
+    little of what that needs is in the caches, and it takes longer."""
     for first in range(0, len(tensors[0]), 100):
         yield from zip(*(t[first : first + 100].unbind() for t in tensors), strict=True)
 
