@@ -29,7 +29,14 @@ from torch.utils.flop_counter import FlopCounterMode
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 from perf.arms import ARMS, Measurement, fps, run  # noqa: E402
-from perf.scaling import MINIBATCH, config, gradient_seconds, seconds_of, step_seconds  # noqa: E402
+from perf.scaling import (  # noqa: E402
+    MINIBATCH,
+    config,
+    gradient_seconds,
+    make_env,
+    seconds_of,
+    step_seconds,
+)
 from rl_bench import system  # noqa: E402
 from rl_bench.benchmark import build  # noqa: E402
 from rl_bench.nets import DTYPES  # noqa: E402
@@ -45,10 +52,8 @@ Costs = dict[str, float]
 
 
 def simulation_seconds(num_envs: int) -> float:
-    """Per timestep, on one thread, with random actions, stepped as workers step it."""
-    settings = config()
-    native = settings.hardware.kernels == "native"
-    env = build.make_vector_env(settings.env, num_envs, seed=1, native=native)
+    """Per timestep, on one thread, with random actions."""
+    env = make_env(num_envs)
     env.reset()
     actions = np.random.default_rng(0).integers(0, 15, (STEPS // num_envs, num_envs))
 

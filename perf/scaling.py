@@ -35,6 +35,7 @@ from rl_bench.agents.optimisation import clip_and_step  # noqa: E402
 from rl_bench.benchmark import build, resolve  # noqa: E402
 from rl_bench.benchmark.mode import Mode  # noqa: E402
 from rl_bench.config import Config  # noqa: E402
+from rl_bench.envs import VectorEnv  # noqa: E402
 from rl_bench.rollout.processes import WorkerPool  # noqa: E402
 from rl_bench.rollout.shared_memory import SharedTensors  # noqa: E402
 from rl_bench.rollout.worker import WorkerSeeds  # noqa: E402
@@ -51,11 +52,16 @@ def config() -> Config:
     return resolve.resolve(Config().replace(env__seed=1), Mode("ppo", "sequential", "timesteps"))
 
 
-def rollout_costs(num_envs: int, repeats: int = 5) -> Costs:
-    """Seconds of one step of `num_envs` environments, on one thread."""
+def make_env(num_envs: int) -> VectorEnv:
+    """CoinRun, stepped as workers step it: on one thread."""
     settings = config()
     native = settings.hardware.kernels == "native"
-    env = build.make_vector_env(settings.env, num_envs, seed=1, native=native)
+    return build.make_vector_env(settings.env, num_envs, seed=1, native=native)
+
+
+def rollout_costs(num_envs: int, repeats: int = 5) -> Costs:
+    """Seconds of one step of `num_envs` environments, on one thread."""
+    settings, env = config(), make_env(num_envs)
     worker = build.make_worker(settings, env, build.make_net(settings), WorkerSeeds(1, 1))
     block = Trajectory.allocate(STEPS, num_envs, env.observation_space, env.action_space)
     samples = []

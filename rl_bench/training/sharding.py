@@ -125,9 +125,14 @@ class ShardedGradient:
     finely: bool = False
     learner_threads: int = 1
     batch: Any = field(init=False)
+    parameters: list[torch.Tensor] = field(init=False)
+    theirs: dict[int, list[torch.Tensor]] = field(init=False)  # gradients, by helper
     lost: set[int] = field(init=False)
 
     def begin(self, trajectory: Trajectory, prepared: Prepared) -> None:
+        net, shared = self.objective.net, self.shared
+        self.parameters = [*net.parameters()]
+        self.theirs = {helper: shared.of_helper(net, helper) for helper in shared.helpers}
         self.lost = set()  # those of the update before were replaced
         self.batch = self.objective.batch(trajectory, prepared)
         for name, tensor in prepared.items():
@@ -189,9 +194,7 @@ class ShardedGradient:
                 continue
             del asked[helper]
             add_metrics(metrics, reply[1])
-            net = self.objective.net
-            ours, theirs = gradients_of([*net.parameters()]), self.shared.of_helper(net, helper)
-            torch._foreach_add_(ours, theirs)
+            torch._foreach_add_(gradients_of(self.parameters), self.theirs[helper])
 
 
 def split_evenly(size: int, parts: int) -> list[slice]:
