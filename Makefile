@@ -39,7 +39,7 @@ $(VENV)/bin/python:
 $(VENV)/.installed: requirements.txt | $(VENV)/bin/python
 	@echo "Installing requirements.txt (a minute or two)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
-	@$(BIN)/python -m rl_bench.trial || true  # compiles; without a compiler it says so
+	@$(BIN)/python -m rl_bench.nets.kernel_trial || true  # compiles; without a compiler it says so
 	@touch $@
 
 $(VENV)/.installed-dev: requirements-dev.txt requirements-video.txt $(VENV)/.installed

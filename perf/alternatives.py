@@ -24,8 +24,8 @@ import torch.distributed as dist
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 from perf.scaling import config, seconds_of, sharing_seconds  # noqa: E402
-from rl_bench import system  # noqa: E402
-from rl_bench.benchmark import build  # noqa: E402
+from rl_bench.experiment import build  # noqa: E402
+from rl_bench.system import cpus  # noqa: E402
 
 STEPS, ENVS, REPEATS = 128, 32, 7
 
@@ -58,8 +58,8 @@ def rollout_seconds(halves: list[Half]) -> float:
 def half_batches() -> None:
     policy = build.make_net(config()).acting_copy()
     print(f"rollout of {STEPS} steps of {ENVS} environments, ms (median of {REPEATS})")
-    for threads in sorted({1, system.usable_cores()}):
-        system.prepare_process(threads)
+    for threads in sorted({1, cpus.usable_cores()}):
+        cpus.prepare_process(threads)
         for env_threads in (0, 1, 2):
             whole = rollout_seconds([Half(policy, ENVS, env_threads)])
             halves = rollout_seconds([Half(policy, ENVS // 2, env_threads) for _ in range(2)])
@@ -70,7 +70,7 @@ def half_batches() -> None:
 
 
 def _all_reduce(rank: int, port: int, numel: int, results: Any) -> None:
-    system.prepare_process(1)
+    cpus.prepare_process(1)
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     dist.init_process_group("gloo", rank=rank, world_size=2)
     gradient = torch.randn(numel)

@@ -20,7 +20,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-from rl_bench import system  # noqa: E402
+from rl_bench.system import cpus  # noqa: E402
 
 Measurement = dict[str, float]
 
@@ -150,7 +150,7 @@ def _run_peer(
 ) -> Measurement:
     command = [
         str(peer_python(name)), str(ROOT / "perf/peers" / name / "run.py"),
-        "--seconds", str(seconds), "--threads", str(system.usable_cores()), *flags,
+        "--seconds", str(seconds), "--threads", str(cpus.usable_cores()), *flags,
     ]  # fmt: skip
     done = subprocess.run(
         command, check=True, capture_output=True, text=True, timeout=limit, env=environment

@@ -20,14 +20,14 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 from perf.scaling import config, make_objective  # noqa: E402
-from rl_bench import system  # noqa: E402
-from rl_bench.agents.optimisation import clip_and_step  # noqa: E402
+from rl_bench.agents.learner import clip_and_step  # noqa: E402
 from rl_bench.agents.optimisers import make_adam  # noqa: E402
 from rl_bench.agents.ppo import ClippedObjective  # noqa: E402
-from rl_bench.benchmark import build  # noqa: E402
-from rl_bench.config import Config  # noqa: E402
-from rl_bench.nets import ActorCritic  # noqa: E402
+from rl_bench.config.schema import Config  # noqa: E402
+from rl_bench.experiment import build  # noqa: E402
+from rl_bench.nets.actor_critic import ActorCritic  # noqa: E402
 from rl_bench.rollout.worker import WorkerSeeds  # noqa: E402
+from rl_bench.system import cpus  # noqa: E402
 from rl_bench.types import Trajectory  # noqa: E402
 
 KERNELS = ("native", "torch")
@@ -112,8 +112,8 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--precision", default="auto", choices=("auto", "fp32", "bf16"))
     arguments = parser.parse_args()
-    precision = system.resolve_precision(arguments.precision)
-    system.prepare_process(arguments.threads)
+    precision = cpus.resolve_precision(arguments.precision)
+    cpus.prepare_process(arguments.threads)
     for encoder, trained in TRAINED.items():
         configs = {kernels: make_config(kernels, encoder, precision) for kernels in KERNELS}
         nets = {kernels: build.make_net(settings) for kernels, settings in configs.items()}

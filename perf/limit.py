@@ -37,9 +37,9 @@ from perf.scaling import (  # noqa: E402
     seconds_of,
     step_seconds,
 )
-from rl_bench import system  # noqa: E402
-from rl_bench.benchmark import build  # noqa: E402
-from rl_bench.nets import DTYPES  # noqa: E402
+from rl_bench.experiment import build  # noqa: E402
+from rl_bench.nets.actor_critic import DTYPES  # noqa: E402
+from rl_bench.system import cpus, host  # noqa: E402
 
 SIMULATED = (16, 32, 64, 128, 256)
 INFERRED = (32, 64, 128, 256, 512, 1024)
@@ -152,8 +152,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=30.0, help="of each run")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/limit.json"))
     arguments = parser.parse_args()
-    cores = system.usable_cores()
-    system.prepare_process(1)
+    cores = cpus.usable_cores()
+    cpus.prepare_process(1)
     rounds: list[dict[str, Costs]] = []
     peaks: list[float] = []
     runs: dict[str, list[Measurement]] = {arm: [] for arm in arguments.arms}
@@ -170,7 +170,7 @@ def main() -> None:
     show_arms(table, best)
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     document = {
-        "system": system.host_facts(), "git": system.git_facts(), "cores": cores,
+        "system": host.host_facts(), "git": host.git_facts(), "cores": cores,
         "seconds_per_timestep": every, "matrix_flops_per_core": peak,
         "network_flops_by_definition": flops,
         "arms": table,

@@ -15,9 +15,9 @@ import torch.nn.functional as F
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 from rl_bench import nets  # noqa: E402
-from rl_bench.benchmark import build  # noqa: E402
 from rl_bench.cli import train  # noqa: E402
-from rl_bench.layers import PixelConv  # noqa: E402
+from rl_bench.experiment import build  # noqa: E402
+from rl_bench.nets.layers import PixelConv  # noqa: E402
 
 
 class PlainPixelConv(PixelConv):

@@ -29,17 +29,17 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 from perf.arms import PPO, PPO_PARALLEL, Arm, fps, layout, run  # noqa: E402
-from rl_bench import system  # noqa: E402
 from rl_bench.agents import ppo  # noqa: E402
-from rl_bench.agents.optimisation import clip_and_step  # noqa: E402
-from rl_bench.benchmark import build, resolve  # noqa: E402
-from rl_bench.benchmark.mode import Mode  # noqa: E402
-from rl_bench.config import Config  # noqa: E402
+from rl_bench.agents.learner import clip_and_step  # noqa: E402
+from rl_bench.config.schema import Config  # noqa: E402
 from rl_bench.envs import VectorEnv  # noqa: E402
-from rl_bench.rollout.processes import WorkerPool  # noqa: E402
-from rl_bench.rollout.shared_memory import SharedTensors  # noqa: E402
+from rl_bench.experiment import build, resolve  # noqa: E402
+from rl_bench.experiment.mode import Mode  # noqa: E402
 from rl_bench.rollout.worker import WorkerSeeds  # noqa: E402
+from rl_bench.system import cpus, host  # noqa: E402
 from rl_bench.types import Trajectory  # noqa: E402
+from rl_bench.workers.pool import WorkerPool  # noqa: E402
+from rl_bench.workers.shared_memory import SharedTensors  # noqa: E402
 
 WORKERS = (1, 2, 4, 8, 16, 32)
 ENVIRONMENTS = (1, 2, 4, 8, 16, 32)
@@ -153,7 +153,7 @@ def sharing_seconds() -> Costs:
 
 
 def _busy(kind: str, barrier: Any, results: Any) -> None:
-    system.prepare_process(1)
+    cpus.prepare_process(1)
     measure: dict[str, Callable[[], float]] = {
         "gradient": lambda: gradient_seconds(512, repeats=60),
         "rollout": lambda: rollout_costs(16, repeats=12)["total"],
@@ -214,7 +214,7 @@ def _between(points: Mapping[int, float], x: float) -> float:
 
 
 def measure() -> Model:
-    system.prepare_process(1)
+    cpus.prepare_process(1)
     sharing = sharing_seconds()
     return Model(
         rollout={envs: rollout_costs(envs) for envs in ENVIRONMENTS},
@@ -258,7 +258,7 @@ def project(model: Model) -> list[dict[str, float]]:
 
 
 def check(model: Model, seconds: float, repeats: int) -> list[dict[str, float]]:
-    cores = system.usable_cores()
+    cores = cpus.usable_cores()
     layouts = [(1, 1)] + [(workers, cores) for workers in (2, 4) if cores > 1]
     print(f"\ncheck against {repeats} real runs of {seconds:g} s each (medians)")
     print("workers  cores  projected   measured")
@@ -289,8 +289,8 @@ def main() -> None:
     model = measure()
     print_costs(model)
     document = {
-        "system": system.host_facts(),
-        "git": system.git_facts(),
+        "system": host.host_facts(),
+        "git": host.git_facts(),
         "costs_seconds": vars(model),
         "projection": project(model),
         "check": check(model, arguments.seconds, arguments.repeats),

@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 from perf.arms import ARMS, Measurement, fps, install, run  # noqa: E402
 from perf.bars import draw_bars  # noqa: E402
-from rl_bench import system  # noqa: E402
+from rl_bench.system import host  # noqa: E402
 
 SUITE = (
     "ppo-sequential", "ppo-parallel", "impala-sequential", "impala-parallel",
@@ -189,8 +189,8 @@ def main() -> None:
     if arguments.baseline:
         pairs = tuple((name, (arguments.baseline,)) for name in table)
     document = {
-        "system": system.host_facts(),
-        "git": system.git_facts(),
+        "system": host.host_facts(),
+        "git": host.git_facts(),
         "seconds": arguments.seconds,
         "arms": table,
         "ratios": ratios(table, pairs),

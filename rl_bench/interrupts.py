@@ -12,7 +12,7 @@ import signal
 from collections.abc import Iterator
 from types import FrameType
 
-from rl_bench.streams import say
+from rl_bench.terminal import say
 
 EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
 

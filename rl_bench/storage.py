@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, the lock on a run's directory, and its log."""
+"""Writes files whole or not at all, locks a run's directory, keeps its log, reads its rows."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from rl_bench.errors import ConfigError, StorageError
+
+Row = dict[str, float | int | None]  # of metrics.jsonl
 
 TEMPORARY_SUFFIX = ".partial"
 RESUME = "then continue with --resume auto (earlier files are untouched)"
@@ -141,3 +143,27 @@ def log_to_file(path: Path) -> Iterator[None]:
         logging.getLogger("rl_bench").removeHandler(handler)
         with contextlib.suppress(OSError):  # a full disk is reported by what filled it
             handler.close()
+
+
+def read_rows(path: Path) -> tuple[list[Row], int]:
+    """The rows of a `metrics.jsonl` and how many lines were skipped.
+
+    Half a line at the end of a killed run and repeated steps are skipped and counted; of a
+    repeated step the last row counts.
+    """
+    rows: dict[int, Row] = {}
+    skipped = 0
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except FileNotFoundError:
+        return [], 0
+    for line in lines:
+        try:
+            row = json.loads(line)
+            step = int(row["time/total_timesteps"])
+        except (ValueError, KeyError, TypeError, OverflowError):  # the last of an infinite step
+            skipped += 1
+            continue
+        skipped += step in rows
+        rows[step] = row
+    return [rows[step] for step in sorted(rows)], skipped

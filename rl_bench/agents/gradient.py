@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import torch
 
-from rl_bench.nets import ActorCritic
+from rl_bench.nets.actor_critic import ActorCritic
 from rl_bench.types import Trajectory
 
 Metrics = dict[str, float]

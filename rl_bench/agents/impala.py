@@ -20,9 +20,9 @@ from rl_bench.agents.gradient import (
 )
 from rl_bench.agents.learner import Learner
 from rl_bench.agents.optimisers import Optimiser, RMSProp, make_adam
-from rl_bench.config import ImpalaConfig, TrainingConfig
+from rl_bench.config.schema import ImpalaConfig, TrainingConfig
 from rl_bench.native.losses import Gradients, Loss, Terms, VTraceSettings, vtrace_objective
-from rl_bench.nets import ActorCritic
+from rl_bench.nets.actor_critic import ActorCritic
 from rl_bench.ops.losses import approximate_kl, value_loss
 from rl_bench.ops.returns import vtrace
 from rl_bench.types import Trajectory

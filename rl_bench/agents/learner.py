@@ -6,6 +6,7 @@ minimises (its `Objective`).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -19,15 +20,11 @@ from rl_bench.agents.gradient import (
     Prepared,
     add_metrics,
 )
-from rl_bench.agents.optimisation import (
-    clip_and_step,
-    require_finite,
-    scheduled_learning_rate,
-)
 from rl_bench.agents.optimisers import Optimiser
 from rl_bench.agents.reward_scaling import RewardScaler
-from rl_bench.config import TrainingConfig
-from rl_bench.nets import ActorCritic
+from rl_bench.config.schema import TrainingConfig
+from rl_bench.errors import TrainingError
+from rl_bench.nets.actor_critic import ActorCritic
 from rl_bench.types import Trajectory
 
 
@@ -118,3 +115,29 @@ class Learner:
         self.updates = state["updates"]
         if self.scaler:
             self.scaler.load_state_dict(state["reward_scaler"])
+
+
+def scheduled_learning_rate(config: TrainingConfig, progress: float) -> float:
+    """Constant, or falling linearly to 0 as `progress` goes from 0 to 1."""
+    if config.lr_schedule == "linear":
+        return config.learning_rate * max(0.0, 1.0 - progress)
+    return config.learning_rate
+
+
+def clip_and_step(*, optimiser: Optimiser, max_grad_norm: float, update: int) -> float:
+    """Clip the gradient by its global norm and step; returns the norm before clipping.
+
+    Raises: TrainingError when the gradient is not finite; the weights are as they were then.
+    """
+    norm = optimiser.step(max_grad_norm=max_grad_norm)
+    require_finite(norm, what="the gradient", update=update)
+    return norm
+
+
+def require_finite(value: torch.Tensor | float, *, what: str, update: int) -> None:
+    """Raises: TrainingError, naming the update, on NaN or infinity."""
+    if not (math.isfinite(value) if isinstance(value, float) else torch.isfinite(value).all()):
+        raise TrainingError(
+            f"update {update}: {what} is NaN or infinite; training stopped, the last checkpoint "
+            "is good. Try a lower --learning-rate with --resume auto"
+        )

@@ -13,9 +13,9 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from rl_bench.config import TrainingConfig
+from rl_bench.config.schema import TrainingConfig
 from rl_bench.native import adam
-from rl_bench.nets import ActorCritic
+from rl_bench.nets.actor_critic import ActorCritic
 
 
 class Optimiser(Protocol):

@@ -18,9 +18,9 @@ from rl_bench.agents.gradient import (
 )
 from rl_bench.agents.learner import Learner
 from rl_bench.agents.optimisers import make_adam
-from rl_bench.config import TrainingConfig
+from rl_bench.config.schema import TrainingConfig
 from rl_bench.native.losses import Gradients, Loss, Terms, clipped_objective
-from rl_bench.nets import ActorCritic
+from rl_bench.nets.actor_critic import ActorCritic
 from rl_bench.ops.losses import approximate_kl, clipped_surrogate, explained_variance, value_loss
 from rl_bench.ops.returns import gae
 from rl_bench.types import Trajectory

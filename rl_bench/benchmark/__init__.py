@@ -1,1 +1,1 @@
-"""A run as a measurement: build, open the window, train, write the results whatever happens."""
+"""A whole benchmark: several arms, seeds and games, trained in turns, evaluated and compared."""

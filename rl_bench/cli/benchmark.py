@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from rl_bench.cli.command import OneLineParser, run_command
-from rl_bench.config import EnvConfig
-from rl_bench.config_files import Layer, build_config, coerce, layer_from_flags
+from rl_bench.config.files import Layer, build_config, coerce, layer_from_flags
+from rl_bench.config.schema import EnvConfig
 from rl_bench.errors import ConfigError
 from rl_bench.interrupts import SignalGuard
 
@@ -72,7 +72,7 @@ def benchmark_parser() -> OneLineParser:
 
 def _benchmark(guard: SignalGuard, argv: list[str]) -> int:
     suite = make_suite(benchmark_parser().parse_with_config(argv))
-    from rl_bench.suite.run import run_suite
+    from rl_bench.benchmark.run import run_suite
 
     return run_suite(suite, guard)
 
@@ -82,8 +82,8 @@ def make_suite(arguments: argparse.Namespace) -> Any:
 
     Raises: ConfigError.
     """
+    from rl_bench.benchmark.plan import Suite
     from rl_bench.envs import canonical_name, check_env
-    from rl_bench.suite.plan import Suite
 
     settings = dict(_checked_setting(pair) for pair in arguments.set)
     seeds = [coerce("env.seed", seed, "--seeds") for seed in arguments.seeds]

@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 from rl_bench.errors import ConfigError, RlBenchError
 from rl_bench.interrupts import Interrupted, SignalGuard
-from rl_bench.streams import say
+from rl_bench.terminal import say
 
 logger = logging.getLogger("rl_bench")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from rl_bench.cli.command import OneLineParser, run_command
 from rl_bench.errors import ConfigError
 from rl_bench.interrupts import SignalGuard
-from rl_bench.streams import Output
+from rl_bench.terminal import Output
 
 # What `make train-timed` and `make train-parallel-timed` leave by default.
 HOURS = (Path("benchmarks/sequential_1h"), Path("benchmarks/parallel_1h"))

@@ -11,10 +11,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from rl_bench import fork_server
-from rl_bench.benchmark.mode import Mode
 from rl_bench.cli.command import OneLineParser, run_command
-from rl_bench.config_files import (
+from rl_bench.config.files import (
     Layer,
     build_config,
     layer_from_flags,
@@ -22,7 +20,9 @@ from rl_bench.config_files import (
     schema,
 )
 from rl_bench.errors import ConfigError
+from rl_bench.experiment.mode import Mode
 from rl_bench.interrupts import SignalGuard
+from rl_bench.workers import fork_server
 
 
 @dataclass(frozen=True)
@@ -177,7 +177,7 @@ def _train(mode: Mode, guard: SignalGuard, argv: list[str], started: float) -> i
     if not arguments.resume:  # whose checkpoint knows the rest
         begin_to_load(mode, build_config(settings).env.name)
     with guard.importing():  # torch and all that, after the cheap checks
-        from rl_bench.benchmark import run
+        from rl_bench.experiment import run
 
     command = f"python {Path(sys.argv[0]).name} --config <this file> --output-dir <directory>"
     return run.run(

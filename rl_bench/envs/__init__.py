@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from gymnasium import Space
 
-from rl_bench.config import EnvConfig
+from rl_bench.config.schema import EnvConfig
 from rl_bench.envs import gymnasium, procgen, toy
 from rl_bench.envs.base import Step, VectorEnv
 

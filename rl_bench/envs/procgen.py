@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import gymnasium
 import numpy as np
 
-from rl_bench.config import EnvConfig
+from rl_bench.config.schema import EnvConfig
 from rl_bench.envs.base import Step
 from rl_bench.errors import ConfigError
 
@@ -117,7 +117,7 @@ class ProcgenVectorEnv:
         )
         self._env._reuse_arrays = True  # gym3 would copy what `step` gives
         if native:
-            from rl_bench.envs.procgen_native import Apart, Together
+            from rl_bench.envs.procgen_stepper import Apart, Together
 
             self._env = (Apart if num_threads > 1 else Together)(self._env)
 

@@ -8,7 +8,7 @@ import atexit
 import contextlib
 import threading
 
-from rl_bench.config import EnvConfig
+from rl_bench.config.schema import EnvConfig
 from rl_bench.envs.procgen import ProcgenVectorEnv
 
 _kept: list[ProcgenVectorEnv] = []

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from rl_bench.config import EnvConfig
+from rl_bench.config.schema import EnvConfig
 from rl_bench.envs import canonical_name, is_procgen
 from rl_bench.envs.procgen import MAX_LEVEL
 from rl_bench.errors import ConfigError

@@ -15,7 +15,7 @@ import torch
 
 from rl_bench.envs import VectorEnv
 from rl_bench.errors import WorkerError
-from rl_bench.nets import ActorCritic
+from rl_bench.nets.actor_critic import ActorCritic
 
 MOST_STEPS = 100_000  # without the end of any episode
 

@@ -13,18 +13,19 @@ from typing import Any
 
 import torch
 
-from rl_bench import storage, system
-from rl_bench.benchmark.build import identity_of, make_net
-from rl_bench.benchmark.mode import DISPLAY, SCHEMA_VERSION
-from rl_bench.benchmark.resolve import choose_kernels
-from rl_bench.config import Config
-from rl_bench.config_files import build_config, layer_from_sections
+from rl_bench import storage
+from rl_bench.config.files import build_config, layer_from_sections
+from rl_bench.config.schema import Config
 from rl_bench.envs import canonical_name, check_env, make_vector_env
 from rl_bench.errors import CheckpointError, ConfigError, StorageError
 from rl_bench.evaluation import levels, play, summary, video
 from rl_bench.evaluation.levels import LevelSet
-from rl_bench.nets import ActorCritic
-from rl_bench.streams import Output
+from rl_bench.experiment.build import identity_of, make_net
+from rl_bench.experiment.mode import DISPLAY, SCHEMA_VERSION
+from rl_bench.experiment.resolve import choose_kernels
+from rl_bench.nets.actor_critic import ActorCritic
+from rl_bench.system import cpus, host
+from rl_bench.terminal import Output
 from rl_bench.training import checkpoint
 
 WIDTH = 60
@@ -97,8 +98,8 @@ def evaluate(request: Request) -> Path:
 
     Raises: ConfigError, CheckpointError before anything is played; StorageError.
     """
-    threads = request.num_threads or system.usable_cores()
-    system.prepare_process(threads)
+    threads = request.num_threads or cpus.usable_cores()
+    cpus.prepare_process(threads)
     trained = load(request.checkpoint, request.algorithm)
     chosen = levels.choose(trained.config.env, request.levels)
     _check_fit(trained, chosen)
@@ -274,6 +275,6 @@ def _document(
         "sets": dict(sets),
         "generalisation_gap": summary.generalisation_gap(sets),
         "seconds": seconds,
-        "system": system.host_facts(),
-        "git": system.git_facts(),
+        "system": host.host_facts(),
+        "git": host.git_facts(),
     }

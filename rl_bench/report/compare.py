@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from rl_bench.benchmark.mode import SCHEMA_VERSION
+from rl_bench.experiment.mode import SCHEMA_VERSION
 from rl_bench.report import comparability, games, scores
 from rl_bench.report.load import Arm, Run
 from rl_bench.report.scores import Score

@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rl_bench.benchmark.mode import SCHEMA_VERSION, Mode
 from rl_bench.envs import canonical_name
 from rl_bench.errors import ConfigError
-from rl_bench.rows import Row, read_rows
+from rl_bench.experiment.mode import SCHEMA_VERSION, Mode
+from rl_bench.storage import Row, read_rows
 
 logger = logging.getLogger(__name__)
 

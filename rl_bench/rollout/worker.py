@@ -12,7 +12,7 @@ import torch
 
 from rl_bench.envs import Step, VectorEnv
 from rl_bench.errors import RlBenchError, TrainingError, WorkerError
-from rl_bench.nets import ActorCritic
+from rl_bench.nets.actor_critic import ActorCritic
 from rl_bench.types import RETURN_DISCOUNT, EpisodeStats, Trajectory
 
 Rows = Mapping[str, np.ndarray]  # a trajectory's memory, by field

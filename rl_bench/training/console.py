@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, TextIO
 
-from rl_bench.streams import Output
+from rl_bench.terminal import Output
 from rl_bench.training.stopping import SECONDS_PER_HOUR, Limit
 
 WIDTH = 70

@@ -17,9 +17,8 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from rl_bench.errors import StorageError
-from rl_bench.monitor import ResourceMonitor
-from rl_bench.rows import Row, read_rows
-from rl_bench.storage import write_text
+from rl_bench.storage import Row, read_rows, write_text
+from rl_bench.system.monitor import ResourceMonitor
 from rl_bench.training.deliveries import DeliveryTracker
 from rl_bench.training.episodes import EpisodeTracker
 from rl_bench.training.stopping import Stopwatch

@@ -21,12 +21,12 @@ import torch
 
 from rl_bench.agents.gradient import Metrics, Objective, Prepared, add_metrics
 from rl_bench.agents.optimisers import gradients_of
-from rl_bench.nets import ActorCritic
-from rl_bench.rollout.handle import WorkerLost
-from rl_bench.rollout.processes import WorkerPool
-from rl_bench.rollout.serving import Service
-from rl_bench.rollout.shared_memory import SharedTensors
+from rl_bench.nets.actor_critic import ActorCritic
 from rl_bench.types import Trajectory
+from rl_bench.workers.handle import WorkerLost
+from rl_bench.workers.main import Service
+from rl_bench.workers.pool import WorkerPool
+from rl_bench.workers.shared_memory import SharedTensors
 
 REQUEST = "gradient"
 

@@ -1,4 +1,4 @@
-"""Imports point one way: config → envs, nets → rollout → training → benchmark → report → cli."""
+"""Imports point one way: config → envs, nets → rollout → training → experiment → benchmark → cli."""
 
 import ast
 from pathlib import Path
@@ -7,43 +7,34 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[2] / "rl_bench"
 # What each part may import of the package, beside itself.
-BASE = {"errors", "types", "config"}
+EVERYBODY = {"errors", "types"}
 ALLOWED = {
     "errors": set(),
     "types": set(),
-    "config": {"errors"},
-    "config_rules": {"errors", "config"},
-    "config_files": {"errors", "config"},
+    "terminal": set(),
+    "interrupts": {"terminal"},
     "storage": {"errors"},
-    "streams": set(),
-    "rows": set(),
-    "fork_server": {"errors"},
-    "settled": set(),
-    "interrupts": {"streams"},
+    "config": {"errors"},
     "system": set(),
-    "monitor": {"system"},
     "ops": set(),
     "native": set(),
-    "layers": {"native"},
-    "heads": {"layers"},
-    "acting": {"layers", "native"},
-    "learning": {"layers", "native"},
-    "nets": {"errors", "acting", "heads", "layers", "learning", "native"},
-    "trial": {"errors", "storage", "system", "native", "layers", "nets"},
-    "envs": BASE | {"native"},
-    "agents": BASE | {"ops", "native", "nets"},
-    "rollout": BASE | {"envs", "nets", "system", "fork_server"},
-    "training": BASE | {"nets", "agents", "rollout", "storage", "streams", "monitor", "rows"},
-    "benchmark": BASE
-    | {"config_rules", "config_files", "storage", "interrupts", "system", "monitor",
-       "fork_server", "envs", "native", "nets", "trial", "agents", "rollout", "training"},
-    "evaluation": BASE
-    | {"config_files", "storage", "streams", "system", "envs", "nets", "training", "benchmark"},
+    "nets": EVERYBODY | {"storage", "system", "native"},
+    "envs": EVERYBODY | {"config", "native"},
+    "agents": EVERYBODY | {"config", "ops", "native", "nets"},
+    "workers": EVERYBODY | {"system"},
+    "rollout": EVERYBODY | {"envs", "nets", "workers"},
+    "training": EVERYBODY
+    | {"config", "storage", "terminal", "system", "nets", "agents", "workers", "rollout"},
+    "experiment": EVERYBODY
+    | {"config", "storage", "interrupts", "system", "envs", "native", "nets", "agents",
+       "workers", "rollout", "training"},
+    "evaluation": EVERYBODY
+    | {"config", "storage", "terminal", "system", "envs", "nets", "training", "experiment"},
     # Neither torch nor agents: what it reads are files.
-    "report": {"errors", "storage", "rows", "envs", "benchmark"},
-    "suite": {"errors", "storage", "streams", "interrupts", "envs", "benchmark", "report"},
-    "cli": {"errors", "config", "config_files", "fork_server", "interrupts", "streams", "envs",
-            "benchmark", "evaluation", "report", "suite"},
+    "report": {"errors", "storage", "envs", "experiment"},
+    "benchmark": {"errors", "storage", "terminal", "interrupts", "envs", "experiment", "report"},
+    "cli": {"errors", "config", "interrupts", "terminal", "envs", "workers", "experiment",
+            "evaluation", "report", "benchmark"},
 }  # fmt: skip
 
 

@@ -5,8 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from rl_bench.config import Config
-from rl_bench.config_files import (
+from rl_bench.config.files import (
     build_config,
     layer_from_flags,
     layer_from_sections,
@@ -14,7 +13,8 @@ from rl_bench.config_files import (
     schema,
     to_yaml,
 )
-from rl_bench.config_rules import settle_batches, settle_unrolls, share_out_environments
+from rl_bench.config.rules import settle_batches, settle_unrolls, share_out_environments
+from rl_bench.config.schema import Config
 from rl_bench.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -2,10 +2,11 @@
 
 import pytest
 
-from rl_bench import system
-from rl_bench.config import Config
-from rl_bench.config_rules import settle_policy_lag, share_out_environments
+from rl_bench.config.rules import settle_policy_lag, share_out_environments
+from rl_bench.config.schema import Config
 from rl_bench.errors import ConfigError
+from rl_bench.experiment import cpu_plan
+from rl_bench.system import cpus
 
 
 def shared_out(cores=4, total=None, workers=None, each=None):
@@ -57,30 +58,30 @@ def test_what_does_not_agree_is_refused_with_the_numbers(asked, hint):
 
 
 def test_the_plan_never_oversubscribes_by_itself(monkeypatch):
-    monkeypatch.setattr(system, "usable_cores", lambda: 4)
+    monkeypatch.setattr(cpus, "usable_cores", lambda: 4)
     for most_shares in (1, 1024):
-        plan = system.plan_workers(4, shared_out(cores=4)[1], most_shares=most_shares)
+        plan = cpu_plan.plan_workers(4, shared_out(cores=4)[1], most_shares=most_shares)
         assert plan.num_workers == 4
         assert not plan.oversubscribed
         assert plan.gradient_shares * plan.learner_threads == 4
-    assert system.plan_workers(4, 8, most_shares=1024).oversubscribed
-    assert system.plan_workers(4, 1, most_shares=1024).gradient_shares == 2, "worker and learner"
-    assert system.plan_workers(8, 8, most_shares=2).gradient_shares == 2, "no share is empty"
-    assert system.plan_one_process(8).oversubscribed
-    assert system.plan_workers(4, 8, most_shares=1).to_dict()["oversubscribed"] is True
+    assert cpu_plan.plan_workers(4, 8, most_shares=1024).oversubscribed
+    assert cpu_plan.plan_workers(4, 1, most_shares=1024).gradient_shares == 2, "worker and learner"
+    assert cpu_plan.plan_workers(8, 8, most_shares=2).gradient_shares == 2, "no share is empty"
+    assert cpu_plan.plan_one_process(8).oversubscribed
+    assert cpu_plan.plan_workers(4, 8, most_shares=1).to_dict()["oversubscribed"] is True
 
 
 @pytest.mark.parametrize("cores", [2, 3, 4, 8, 16])
 def test_actors_leave_cores_to_the_learner(monkeypatch, cores):
     # Breaks when: actors take every core, or the learner's threads come on top of theirs.
-    monkeypatch.setattr(system, "usable_cores", lambda: cores)
+    monkeypatch.setattr(cpus, "usable_cores", lambda: cores)
     actors = shared_out(cores=cores - 1)[1]
-    plan = system.plan_actors(cores, actors, most_shares=1024)
+    plan = cpu_plan.plan_actors(cores, actors, most_shares=1024)
     assert plan.num_workers < cores
     assert plan.threads_at_once == plan.num_workers + plan.learner_threads == cores
     assert not plan.oversubscribed
     assert plan.gradient_shares == plan.num_workers + 1, "all that are idle may help"
-    assert system.plan_actors(cores, cores, most_shares=1024).oversubscribed
+    assert cpu_plan.plan_actors(cores, cores, most_shares=1024).oversubscribed
 
 
 @pytest.mark.parametrize(

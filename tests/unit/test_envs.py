@@ -7,12 +7,11 @@ import pytest
 import torch
 from gymnasium.spaces import Box, Discrete
 
-from rl_bench import system
-from rl_bench.benchmark import build
-from rl_bench.benchmark.mode import Mode
-from rl_bench.config import Config, EnvConfig
+from rl_bench.config.schema import Config, EnvConfig
 from rl_bench.envs import check_env, make_vector_env, procgen
 from rl_bench.errors import ConfigError
+from rl_bench.experiment import build, cpu_plan
+from rl_bench.experiment.mode import Mode
 from rl_bench.native import library, stepping
 
 
@@ -118,7 +117,7 @@ def test_a_run_has_torchs_threads_step_procgen_where_it_may(kernels, threads, ex
         training__num_envs=2, training__n_steps=8, training__batch_size=16,
     )  # fmt: skip
     mode = Mode("ppo", "sequential", "timesteps")
-    parts = build.build(config, mode, system.plan_one_process(threads))
+    parts = build.build(config, mode, cpu_plan.plan_one_process(threads))
     (worker,) = parts.source.workers
     found = type(worker.env._env).__name__
     parts.close()

@@ -9,12 +9,12 @@ import torch
 from gymnasium.spaces import Box
 from scipy import stats
 
-from rl_bench.config import EnvConfig
+from rl_bench.config.schema import EnvConfig
 from rl_bench.envs import make_vector_env
 from rl_bench.errors import ConfigError
 from rl_bench.evaluation import levels, play, summary, video
 from rl_bench.evaluation.levels import HELD_OUT, TRAINING, Levels, Wanted
-from rl_bench.nets import ActorCritic
+from rl_bench.nets.actor_critic import ActorCritic
 
 COINRUN = EnvConfig(name="coinrun", num_levels=200, start_level=0)
 
@@ -264,7 +264,7 @@ def test_a_missing_package_is_named(tmp_path, monkeypatch, package, suffix):
 
 def test_reports_need_no_torch():
     code = (
-        "import sys, rl_bench.cli, rl_bench.report.write, rl_bench.suite.run; "
+        "import sys, rl_bench.cli, rl_bench.report.write, rl_bench.benchmark.run; "
         "sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -9,9 +9,9 @@ import torch
 from gymnasium.spaces import Box, Discrete
 
 from rl_bench.agents.impala import IMPALA, Unrolls
-from rl_bench.config import ImpalaConfig, TrainingConfig
+from rl_bench.config.schema import ImpalaConfig, TrainingConfig
 from rl_bench.errors import TrainingError
-from rl_bench.nets import ActorCritic
+from rl_bench.nets.actor_critic import ActorCritic
 from rl_bench.types import Trajectory
 from tests.unit.test_vtrace import slow_vtrace
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from gymnasium.spaces import Box, Discrete
 
-from rl_bench.nets import IMAGE_ENCODERS, ActorCritic
+from rl_bench.nets.actor_critic import IMAGE_ENCODERS, ActorCritic
 from tests.unit.test_native import needs_compiler
 
 pytestmark = needs_compiler

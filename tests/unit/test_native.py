@@ -9,17 +9,17 @@ import torch.nn.functional as F
 from gymnasium.spaces import Box, Discrete
 from torch.autograd.function import once_differentiable
 
-from rl_bench import trial
-from rl_bench.benchmark import resolve
-from rl_bench.benchmark.mode import Mode
-from rl_bench.config import Config
+from rl_bench.config.schema import Config
 from rl_bench.errors import ConfigError
-from rl_bench.heads import CategoricalHead
-from rl_bench.layers import Conv, packable
+from rl_bench.experiment import resolve
+from rl_bench.experiment.mode import Mode
 from rl_bench.native import convolution, dense, library
 from rl_bench.native.geometry import Kind
 from rl_bench.native.method import FLOATS, HALVES
-from rl_bench.nets import ActorCritic
+from rl_bench.nets import kernel_trial
+from rl_bench.nets.actor_critic import ActorCritic
+from rl_bench.nets.heads import CategoricalHead
+from rl_bench.nets.layers import Conv, packable
 
 FRAMES = Box(0, 255, (64, 64, 3), np.uint8)
 MISSING = library.why_missing()
@@ -498,7 +498,7 @@ def forget():
     library.compiled.cache_clear()
     library.why_missing.cache_clear()
     library._own_directory.cache_clear()
-    trial._findings.cache_clear()
+    kernel_trial._findings.cache_clear()
 
 
 def in_fp32(**changes):
@@ -523,7 +523,9 @@ def test_without_a_compiler_torch_computes_and_the_reason_is_told(monkeypatch, f
 @needs_compiler
 @needs_wide_vectors
 def test_auto_is_native_for_frames_only(monkeypatch):
-    monkeypatch.setattr(trial, "why_not", lambda *_: None)  # whatever else the machine does now
+    monkeypatch.setattr(
+        kernel_trial, "why_not", lambda *_: None
+    )  # on a busy machine too
     settled = settle(in_fp32())
     assert settled.hardware.kernels == "native"
     assert resolve.why_not_native(in_fp32(), settled) is None

@@ -12,9 +12,9 @@ from gymnasium.spaces import Box, Discrete
 
 from rl_bench.agents.impala import IMPALA, VTraceObjective
 from rl_bench.agents.ppo import PPO, Batch, ClippedObjective
-from rl_bench.config import ImpalaConfig, TrainingConfig
-from rl_bench.heads import CategoricalHead
-from rl_bench.nets import ActorCritic
+from rl_bench.config.schema import ImpalaConfig, TrainingConfig
+from rl_bench.nets.actor_critic import ActorCritic
+from rl_bench.nets.heads import CategoricalHead
 from rl_bench.types import Trajectory
 from tests.unit.test_native import needs_compiler
 

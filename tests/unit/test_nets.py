@@ -9,14 +9,14 @@ import torch.nn.functional as F
 from gymnasium.spaces import Box, Dict, Discrete, MultiBinary
 
 from rl_bench.errors import ConfigError
-from rl_bench.heads import CategoricalHead, GaussianHead
-from rl_bench.layers import PixelConv, can_pack, packable
-from rl_bench.nets import (
+from rl_bench.nets.actor_critic import (
     ActorCritic,
     ImpalaEncoder,
     MlpEncoder,
     NatureEncoder,
 )
+from rl_bench.nets.heads import CategoricalHead, GaussianHead
+from rl_bench.nets.layers import PixelConv, can_pack, packable
 
 FRAMES = Box(0, 255, (64, 64, 3), np.uint8)
 

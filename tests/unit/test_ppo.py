@@ -9,9 +9,9 @@ import torch
 from gymnasium.spaces import Box, Discrete
 
 from rl_bench.agents.ppo import PPO, Batch, ClippedObjective, Rows
-from rl_bench.config import TrainingConfig
+from rl_bench.config.schema import TrainingConfig
 from rl_bench.errors import TrainingError
-from rl_bench.nets import ActorCritic
+from rl_bench.nets.actor_critic import ActorCritic
 from rl_bench.types import Trajectory
 
 SPACE = Box(-1, 1, (2,), np.float32)

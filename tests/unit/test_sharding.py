@@ -9,11 +9,11 @@ from gymnasium.spaces import Box, Discrete
 from rl_bench.agents.gradient import LocalGradient
 from rl_bench.agents.impala import IMPALA, VTraceObjective
 from rl_bench.agents.ppo import PPO, ClippedObjective
-from rl_bench.config import ImpalaConfig, TrainingConfig
-from rl_bench.nets import ActorCritic
-from rl_bench.rollout.handle import WorkerLost
+from rl_bench.config.schema import ImpalaConfig, TrainingConfig
+from rl_bench.nets.actor_critic import ActorCritic
 from rl_bench.training.sharding import GradientService, ShardedGradient, SharedUpdate
 from rl_bench.types import Trajectory
+from rl_bench.workers.handle import WorkerLost
 
 FRAMES, ACTIONS = Box(0, 255, (64, 64, 3), "uint8"), Discrete(15)
 STEPS, ENVS, MINIBATCH = 6, 4, 15  # 15 rows: shares of unequal size

@@ -5,15 +5,15 @@ import os
 import pytest
 import torch
 
-from rl_bench import system
-from rl_bench.config import EnvConfig
+from rl_bench.config.schema import EnvConfig
 from rl_bench.envs import check_env, make_vector_env
 from rl_bench.errors import ConfigError, WorkerError
-from rl_bench.nets import ActorCritic
-from rl_bench.rollout.service import PublishedWeights
-from rl_bench.rollout.shared_memory import SharedTensors
+from rl_bench.nets.actor_critic import ActorCritic
 from rl_bench.rollout.worker import RolloutWorker
+from rl_bench.rollout.worker_service import PublishedWeights
+from rl_bench.system import memory
 from rl_bench.types import Trajectory
+from rl_bench.workers.shared_memory import SharedTensors
 
 
 def test_copies_keep_values_types_and_strides():
@@ -49,7 +49,7 @@ def test_it_has_no_name_and_its_descriptor_can_be_given_up():
 def test_too_little_memory_is_said_before_it_is_touched(monkeypatch):
     frames, actions = check_env(EnvConfig())
     rollout = Trajectory.allocate(128, 32, frames, actions, device="meta")
-    monkeypatch.setattr(system, "available_memory", lambda: 10e6)
+    monkeypatch.setattr(memory, "available_memory", lambda: 10e6)
     message = r"51 MB of shared memory are needed and 10 MB are available.*; lower --num-envs"
     with pytest.raises(ConfigError, match=message):
         SharedTensors.like(rollout.tensors(), hint="lower --num-envs")
@@ -58,12 +58,12 @@ def test_too_little_memory_is_said_before_it_is_touched(monkeypatch):
 def test_available_memory_follows_the_control_group(tmp_path, monkeypatch):
     (tmp_path / "memory.max").write_text("1000000\n")
     (tmp_path / "memory.current").write_text("400000\n")
-    monkeypatch.setattr(system, "_own_cgroups", lambda controller: [tmp_path])
-    assert system.available_memory() == 600_000
+    monkeypatch.setattr(memory, "own_cgroups", lambda controller: [tmp_path])
+    assert memory.available_memory() == 600_000
     (tmp_path / "memory.stat").write_text("anon 1\ninactive_file 250000\nactive_file 50000\n")
-    assert system.available_memory() == 900_000, "files that are kept in memory give way"
+    assert memory.available_memory() == 900_000, "files that are kept in memory give way"
     (tmp_path / "memory.max").write_text("max\n")
-    assert system.available_memory() > 1_000_000
+    assert memory.available_memory() > 1_000_000
 
 
 def make_worker():

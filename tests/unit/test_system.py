@@ -7,8 +7,9 @@ import time
 
 import pytest
 
-from rl_bench import monitor, system
-from rl_bench.monitor import ResourceMonitor
+from rl_bench.experiment import cpu_plan
+from rl_bench.system import cpus, host, monitor
+from rl_bench.system.monitor import ResourceMonitor
 
 
 def control_group(tmp_path, membership, files):
@@ -18,7 +19,7 @@ def control_group(tmp_path, membership, files):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
     (tmp_path / "self").write_text(membership)
-    return system._cgroup_quota(tmp_path / "cgroup", tmp_path / "self")
+    return cpus._cgroup_quota(tmp_path / "cgroup", tmp_path / "self")
 
 
 @pytest.mark.parametrize(
@@ -50,13 +51,13 @@ def test_quota_of_control_groups(tmp_path, membership, files, quota):
 )
 def test_usable_cores(monkeypatch, affinity, quota, cores):
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(affinity)), raising=False)
-    monkeypatch.setattr(system, "_cgroup_quota", lambda: quota)
-    assert system.usable_cores() == cores
+    monkeypatch.setattr(cpus, "_cgroup_quota", lambda: quota)
+    assert cpus.usable_cores() == cores
 
 
 def test_one_thread_steps_procgen_in_the_calling_thread():
-    assert system.plan_one_process(1).env_threads == 0
-    assert system.plan_one_process(2).env_threads == 2
+    assert cpu_plan.plan_one_process(1).env_threads == 0
+    assert cpu_plan.plan_one_process(2).env_threads == 2
 
 
 @pytest.mark.parametrize(
@@ -71,10 +72,10 @@ def test_one_thread_steps_procgen_in_the_calling_thread():
     ],
 )
 def test_auto_takes_bf16_exactly_where_the_cpu_has_it(monkeypatch, flags, limit, precision):
-    monkeypatch.setattr(system, "_cpuinfo", lambda key: flags)
+    monkeypatch.setattr(cpus, "cpuinfo", lambda key: flags)
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
-    assert system.resolve_precision("auto") == precision
-    assert system.resolve_precision("bf16") == "bf16"
+    assert cpus.resolve_precision("auto") == precision
+    assert cpus.resolve_precision("bf16") == "bf16"
 
 
 def test_monitor_counts_cpu_seconds_and_memory_until_it_is_stopped():
@@ -154,4 +155,4 @@ def test_memory_is_looked_up_when_a_resident_size_has_changed(monkeypatch):
 
 def test_host_facts_hold_no_environment(monkeypatch):
     monkeypatch.setenv("SECRET_OF_THE_USER", "do-not-write-me")
-    assert "do-not-write-me" not in str(system.host_facts())
+    assert "do-not-write-me" not in str(host.host_facts())

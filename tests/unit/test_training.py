@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from rl_bench.rows import read_rows
+from rl_bench.storage import read_rows
 from rl_bench.training.episodes import EpisodeTracker
 from rl_bench.training.recorder import Recorder
 from rl_bench.training.stopping import Stop, Stopwatch, TimestepLimit, WallClockLimit

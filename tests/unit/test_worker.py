@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from rl_bench.config import EnvConfig
+from rl_bench.config.schema import EnvConfig
 from rl_bench.envs import make_vector_env
 from rl_bench.errors import TrainingError, WorkerError
-from rl_bench.nets import ActorCritic
+from rl_bench.nets.actor_critic import ActorCritic
 from rl_bench.rollout.sequential import SequentialSource
 from rl_bench.rollout.worker import RolloutWorker, WorkerSeeds
 

@@ -1,0 +1,137 @@
+"""What settings mean for each other: what follows from others, and what cannot go together.
+
+`config.py` knows each setting by itself.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+
+from rl_bench.config.schema import Config
+from rl_bench.errors import ConfigError
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_NUM_ENVS = 32
+DEFAULT_UNROLL_LENGTH = 16
+SHORT_UNROLL = 5  # below it targets hardly differ from those of one step
+DEFAULT_BATCH_SIZE = {"ppo": 1024, "impala": 256}
+# Updates that data may be old, by algorithm; 0: it learns from the newest policy only.
+DEFAULT_POLICY_LAG = {"ppo": 0, "impala": 8}
+
+
+def share_out_environments(config: Config, *, cores: int) -> Config:
+    """Settle `workers × environments per worker = environments in all`.
+
+    What is not given follows from the rest; workers never exceed `cores` of their own accord.
+    Raises: ConfigError when what is given does not agree.
+    """
+    total = config.training.num_envs
+    workers, each = config.parallel.num_workers, config.parallel.num_envs_per_worker
+    if each is not None:
+        workers = workers or (total // each if total and total >= each else cores)
+        wanted = total or workers * each
+    else:
+        wanted = total or DEFAULT_NUM_ENVS
+        workers = workers or max(n for n in range(1, cores + 1) if wanted % n == 0)
+        each = max(1, round(wanted / workers)) if total is None else wanted // workers
+        wanted = total or workers * each
+    if workers * each != wanted:
+        raise ConfigError(
+            f"training.num_envs: {wanted} environments in all are not {workers} workers × "
+            f"{each} environments; --num-envs {workers * max(1, each)} would be"
+        )
+    return config.replace(
+        training__num_envs=wanted,
+        parallel__num_workers=workers,
+        parallel__num_envs_per_worker=each,
+    )
+
+
+def settle_policy_lag(config: Config, algorithm: str, *, cores: int) -> Config:
+    """How old data may be, and that weights are published often enough for it.
+
+    On one core `auto` takes turns: actors beside the learner would only slow it down.
+    Raises: ConfigError.
+    """
+    lag, frequency = config.parallel.max_policy_lag, config.parallel.policy_update_frequency
+    most = DEFAULT_POLICY_LAG[algorithm]
+    if lag is None:
+        ahead = most and (cores > 1 or frequency > 1)
+        lag = most + frequency - 1 if ahead else 0
+    if lag > 0 and not most:
+        raise ConfigError(
+            f"parallel.max_policy_lag: {lag} lets workers act with old weights; "
+            f"{algorithm.upper()} needs 0"
+        )
+    if frequency > max(1, lag):
+        hint = f"raise max_policy_lag from {lag}" if most else f"{algorithm.upper()} needs 1"
+        raise ConfigError(
+            f"parallel.policy_update_frequency: {frequency} leaves workers with older weights "
+            f"than can be learned from; {hint}"
+        )
+    return config.replace(parallel__max_policy_lag=lag)
+
+
+def settle_unrolls(config: Config) -> Config:
+    """Rollouts and minibatches are cut into whole unrolls. Raises: ConfigError."""
+    n_steps, size = config.training.n_steps, config.training.batch_size
+    length = config.impala.unroll_length
+    assert size is not None, "it is settled before"
+    divisors = [n for n in range(1, n_steps + 1) if n_steps % n == 0 and size % n == 0]
+    wanted = length or DEFAULT_UNROLL_LENGTH
+    nearest = min(divisors, key=lambda n: abs(math.log(n / wanted)))
+    if length is None and nearest < min(SHORT_UNROLL, n_steps):
+        logger.warning(
+            "n_steps %d and batch_size %d have no common unroll length of %d or more: V-trace "
+            "looks %d step(s) ahead only",
+            n_steps,
+            size,
+            SHORT_UNROLL,
+            nearest,
+        )
+    if length is not None and length != nearest:
+        raise ConfigError(
+            f"impala.unroll_length: {length} does not divide both the {n_steps} steps of a rollout "
+            f"and the minibatch of {size}; --set impala.unroll_length={nearest} does"
+        )
+    return config.replace(impala__unroll_length=nearest)
+
+
+def check_vtrace(config: Config) -> None:
+    """V-trace's fixed point needs ρ̄ ≥ c̄ (Espeholt et al. 2018). Raises: ConfigError."""
+    rho, c = config.impala.vtrace_clip_rho_threshold, config.impala.vtrace_clip_c_threshold
+    if c > rho:
+        raise ConfigError(
+            f"impala.vtrace_clip_c_threshold: {c:g} is above vtrace_clip_rho_threshold, {rho:g}; "
+            "lower it or raise the other"
+        )
+
+
+def check_gradient(config: Config, cores: int) -> None:
+    """Raises: ConfigError."""
+    if config.parallel.gradient == "sharded" and cores == 1:
+        raise ConfigError(
+            "parallel.gradient: 'sharded' needs two threads at least; raise --num-threads from 1 "
+            "or choose 'central'"
+        )
+
+
+def settle_batches(config: Config, algorithm: str) -> Config:
+    """Minibatches must share a rollout out evenly. Raises: ConfigError."""
+    training = config.training
+    assert training.num_envs is not None, "it is settled before"
+    size = training.batch_size or DEFAULT_BATCH_SIZE[algorithm]
+    rollout = training.n_steps * training.num_envs
+    if rollout % size:
+        small = [n for n in range(1, math.isqrt(rollout) + 1) if rollout % n == 0]
+        divisors = [n for n in small + [rollout // n for n in small] if n >= 2]
+        nearest = min(divisors, key=lambda n: abs(n - size), default=None)
+        hint = f"--batch-size {nearest}" if nearest else "none; raise --n-steps or --num-envs"
+        raise ConfigError(
+            f"training.batch_size: {size} does not divide the rollout of {rollout} "
+            f"timesteps ({training.n_steps} steps × {training.num_envs} environments); "
+            f"the nearest that does: {hint}"
+        )
+    return config.replace(training__batch_size=size)

@@ -1,0 +1,1 @@
+"""Networks in terms of torch, and the executors that evaluate them."""

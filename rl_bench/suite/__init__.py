@@ -1,1 +1,0 @@
-"""A whole benchmark: several arms, seeds and games, trained in turns, evaluated and compared."""

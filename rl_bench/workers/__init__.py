@@ -1,0 +1,1 @@
+"""Starts, asks, watches and ends worker processes. Knows nothing of reinforcement learning."""
