@@ -12,15 +12,18 @@ PYTHON   ?= $(shell for p in python3 python3.12 python3.11 python3.10 python; do
 # Hours of the timed targets, and how they are written in the names of directories.
 PPO_HOURS    := $(or $(DURATION),1.0)
 IMPALA_HOURS := $(or $(DURATION),0.5)
+A2C_HOURS    := $(or $(DURATION),0.5)
 short         = $(shell LC_ALL=C printf '%g' $(1) 2>/dev/null)
 
 .DEFAULT_GOAL := help
 .PHONY: help install install-dev install-video test check train train-timed train-parallel train-parallel-timed \
 	train-impala train-impala-timed train-impala-parallel train-impala-parallel-timed \
-	evaluate evaluate-ppo evaluate-impala compare benchmark perf tensorboard clean
+	train-a2c train-a2c-timed train-a2c-parallel train-a2c-parallel-timed \
+	train-a3c-parallel train-a3c-parallel-timed \
+	evaluate evaluate-ppo evaluate-impala evaluate-a2c evaluate-a3c compare benchmark perf tensorboard clean
 
 help:  ## show this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-28s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z0-9 -]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-28s %s\n", $$1, $$2}'
 	@echo; echo '  Timed targets take DURATION=hours; all that run a script take ARGS="--flag value …".'
 	@echo '  make benchmark takes ARMS="…" SEEDS="…" GAMES="…" DURATION=hours.'
 
@@ -81,14 +84,32 @@ train-impala-parallel-timed: $(VENV)/.installed  ## the same for DURATION hours 
 	$(BIN)/python train_impala_parallel_timed.py --duration $(IMPALA_HOURS) \
 		--output-dir benchmarks/impala_parallel_$(call short,$(IMPALA_HOURS))h $(ARGS)
 
+train-a2c: $(VENV)/.installed  ## A2C, sequential, for a number of timesteps
+	$(BIN)/python train_a2c_sequential.py --config config/a2c_sequential.yaml $(ARGS)
+
+train-a2c-timed: $(VENV)/.installed  ## A2C, sequential, for DURATION hours (default 0.5)
+	$(BIN)/python train_a2c_sequential_timed.py --duration $(A2C_HOURS) \
+		--output-dir benchmarks/a2c_sequential_$(call short,$(A2C_HOURS))h $(ARGS)
+
+train-a2c-parallel: $(VENV)/.installed  ## A2C, rollouts in worker processes, for a number of timesteps
+	$(BIN)/python train_a2c_parallel.py --config config/a2c_parallel.yaml $(ARGS)
+
+train-a2c-parallel-timed: $(VENV)/.installed  ## the same for DURATION hours (default 0.5)
+	$(BIN)/python train_a2c_parallel_timed.py --duration $(A2C_HOURS) \
+		--output-dir benchmarks/a2c_parallel_$(call short,$(A2C_HOURS))h $(ARGS)
+
+train-a3c-parallel: $(VENV)/.installed  ## A3C, gradients in worker processes, for a number of timesteps
+	$(BIN)/python train_a3c_parallel.py --config config/a3c_parallel.yaml $(ARGS)
+
+train-a3c-parallel-timed: $(VENV)/.installed  ## the same for DURATION hours (default 0.5)
+	$(BIN)/python train_a3c_parallel_timed.py --duration $(A2C_HOURS) \
+		--output-dir benchmarks/a3c_parallel_$(call short,$(A2C_HOURS))h $(ARGS)
+
 evaluate: $(VENV)/.installed  ## the newest final checkpoint, on training and held-out levels
 	$(BIN)/python evaluate_universal.py $(ARGS)
 
-evaluate-ppo: $(VENV)/.installed  ## the newest one of PPO
-	$(BIN)/python evaluate_universal.py --algorithm ppo $(ARGS)
-
-evaluate-impala: $(VENV)/.installed  ## the newest one of IMPALA
-	$(BIN)/python evaluate_universal.py --algorithm impala $(ARGS)
+evaluate-ppo evaluate-impala evaluate-a2c evaluate-a3c: $(VENV)/.installed  ## the newest one of an algorithm
+	$(BIN)/python evaluate_universal.py --algorithm $(@:evaluate-%=%) $(ARGS)
 
 compare: $(VENV)/.installed  ## sequential_1h with parallel_1h, or all finished timed runs
 	$(BIN)/python compare_results.py --output benchmarks/comparison/comparison.png $(ARGS)

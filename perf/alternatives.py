@@ -23,8 +23,9 @@ import torch.distributed as dist
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-from perf.scaling import config, seconds_of, sharing_seconds  # noqa: E402
-from rl_bench.experiment import build  # noqa: E402
+from perf.scaling import make_setup, seconds_of, sharing_seconds  # noqa: E402
+from rl_bench.experiment.parts import make_evaluated_net  # noqa: E402
+from rl_bench.nets.executor import Executor  # noqa: E402
 from rl_bench.system import cpus  # noqa: E402
 
 STEPS, ENVS, REPEATS = 128, 32, 7
@@ -33,16 +34,18 @@ STEPS, ENVS, REPEATS = 128, 32, 7
 class Half:
     """Environments stepped by a thread of Procgen's own between `act` and `observe`."""
 
-    def __init__(self, policy: Any, num_envs: int, num_threads: int) -> None:
-        env = build.make_vector_env(config().env, num_envs, seed=1, num_threads=num_threads)
+    def __init__(self, policy: Executor, num_envs: int, num_threads: int) -> None:
+        env: Any = make_setup().env.make(
+            num_envs, seed=1, first_index=0, num_threads=num_threads, native=False
+        )
         self.native, self.policy = env._env, policy
-        self.noise = policy.head.draw_noise((num_envs,), torch.Generator())
+        self.noise = policy.net.distribution.draw_noise((num_envs,), torch.Generator())
 
     def infer_and_act(self) -> None:
         _, obs, _ = self.native.observe()  # waits for the step that is under way
         with torch.inference_mode():
-            policy, _ = self.policy(torch.from_numpy(obs["rgb"]))
-            actions = self.policy.head.sample(policy, self.noise)
+            policy, _ = self.policy.forward(torch.from_numpy(obs["rgb"]))
+            actions = self.policy.net.distribution.sample(policy, self.noise)
         self.native.act(actions.numpy())
 
 
@@ -56,7 +59,7 @@ def rollout_seconds(halves: list[Half]) -> float:
 
 
 def half_batches() -> None:
-    policy = build.make_net(config()).acting_copy()
+    policy = make_evaluated_net(make_setup()).acting_copy()
     print(f"rollout of {STEPS} steps of {ENVS} environments, ms (median of {REPEATS})")
     for threads in sorted({1, cpus.usable_cores()}):
         cpus.prepare_process(threads)
@@ -87,7 +90,7 @@ def _all_reduce(rank: int, port: int, numel: int, results: Any) -> None:
 
 
 def collectives() -> None:
-    numel = sum(p.numel() for p in build.make_net(config()).parameters())
+    numel = sum(p.numel() for p in make_evaluated_net(make_setup()).net.parameters())
     context = multiprocessing.get_context("spawn")
     results = context.SimpleQueue()
     with socket.socket() as free:

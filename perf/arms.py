@@ -36,6 +36,8 @@ class Arm:
 
 
 PPO, PPO_PARALLEL = "train_timed.py", "train_parallel_timed.py"
+A2C, A2C_PARALLEL = "train_a2c_sequential_timed.py", "train_a2c_parallel_timed.py"
+A3C_PARALLEL = "train_a3c_parallel_timed.py"
 IMPALA, IMPALA_PARALLEL = "train_impala_sequential_timed.py", "train_impala_parallel_timed.py"
 FP32 = ("--precision", "fp32")
 RESIDUAL = ("--encoder", "impala")
@@ -59,6 +61,9 @@ ARMS: dict[str, Arm] = {
     "ppo-parallel": Arm("PPO parallel", (PPO_PARALLEL,)),
     "impala-sequential": Arm("IMPALA sequential", (IMPALA,)),
     "impala-parallel": Arm("IMPALA parallel", (IMPALA_PARALLEL,)),
+    "a2c-sequential": Arm("A2C sequential", (A2C,)),
+    "a2c-parallel": Arm("A2C parallel", (A2C_PARALLEL,)),
+    "a3c-parallel": Arm("A3C parallel", (A3C_PARALLEL,)),
     "sb3": Arm("Stable-Baselines3 PPO", ("sb3",), peer=True),
     "sf-sync-4": Arm(
         "Sample Factory, sync., 4 epochs", ("sample_factory", "--epochs", "4", "--sync"), peer=True

@@ -19,14 +19,13 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-from perf.scaling import config, make_objective  # noqa: E402
-from rl_bench.agents.learner import clip_and_step  # noqa: E402
+from perf.scaling import make_env, make_objective, make_setup  # noqa: E402
+from rl_bench.agents.gradient import add_gradient  # noqa: E402
 from rl_bench.agents.optimisers import make_adam  # noqa: E402
-from rl_bench.agents.ppo import ClippedObjective  # noqa: E402
-from rl_bench.config.schema import Config  # noqa: E402
-from rl_bench.experiment import build  # noqa: E402
-from rl_bench.nets.actor_critic import ActorCritic  # noqa: E402
-from rl_bench.rollout.worker import WorkerSeeds  # noqa: E402
+from rl_bench.experiment.parts import make_evaluated_net  # noqa: E402
+from rl_bench.experiment.setup import Setup  # noqa: E402
+from rl_bench.nets.executor import Executor  # noqa: E402
+from rl_bench.rollout.worker import RolloutWorker  # noqa: E402
 from rl_bench.system import cpus  # noqa: E402
 from rl_bench.types import Trajectory  # noqa: E402
 
@@ -37,52 +36,43 @@ TRAINED = {"nature": (32, 64, 128, 512), "impala": (32, 128)}
 Action = Callable[[], Any]
 
 
-def make_config(kernels: str, encoder: str, precision: str) -> Config:
-    return config().replace(
-        hardware__precision=precision, hardware__kernels=kernels, model__encoder=encoder
-    )
-
-
-def inference(net: ActorCritic, rows: int) -> Action:
-    policy = net.acting_copy()
+def inference(executor: Executor, rows: int) -> Action:
+    policy = executor.acting_copy()
     frames = torch.randint(0, 256, (rows, 64, 64, 3), dtype=torch.uint8)
 
     def act() -> None:
         with torch.inference_mode():
-            policy(frames)
+            policy.forward(frames)
 
     return act
 
 
-def rollout(settings: Config, net: ActorCritic, rows: int, threads: int) -> Action:
+def rollout(setup: Setup, executor: Executor, rows: int, threads: int) -> Action:
     """Steps of CoinRun between inferences, which leave little of the weights in the caches."""
-    env_threads = 0 if threads == 1 else threads
-    native = settings.hardware.kernels == "native"
-    env = build.make_vector_env(settings.env, rows, seed=1, num_threads=env_threads, native=native)
-    worker = build.make_worker(
-        settings.replace(training__n_steps=STEPS), env, net, WorkerSeeds(1, 1)
-    )
+    env = make_env(rows, num_threads=0 if threads == 1 else threads, setup=setup)
+    worker = RolloutWorker(env, executor.acting_copy(), n_steps=STEPS, seed=1)
     block = Trajectory.allocate(STEPS, rows, env.observation_space, env.action_space)
     return lambda: worker.collect(block)
 
 
-def gradient(net: ActorCritic, settings: Config, rows: int) -> Action:
-    objective, (_, batch) = ClippedObjective(net, settings.training), make_objective()
+def gradient(setup: Setup, rows: int) -> Action:
+    executor, objective, batch = make_objective(setup)
     index = torch.randperm(len(batch.obs))[:rows]
 
     def learn() -> None:
-        net.zero_grad(set_to_none=True)
-        objective.backward(batch, index)
+        executor.net.zero_grad(set_to_none=True)
+        add_gradient(executor, objective, batch, index)
 
     return learn
 
 
-def step(net: ActorCritic, settings: Config) -> Action:
+def step(setup: Setup) -> Action:
     """Clipping and Adam, of gradients that are there."""
-    adam = make_adam(net, settings.training)
-    for parameter in net.parameters():
+    executor = make_evaluated_net(setup)
+    adam = make_adam(executor, setup.config.training)
+    for parameter in executor.net.parameters():
         parameter.grad = torch.randn_like(parameter)
-    return lambda: clip_and_step(optimiser=adam, max_grad_norm=0.5, update=1)
+    return lambda: adam.step(max_grad_norm=0.5)
 
 
 def in_turns(actions: dict[str, Action], repeats: int) -> dict[str, list[float]]:
@@ -115,21 +105,26 @@ def main() -> None:
     precision = cpus.resolve_precision(arguments.precision)
     cpus.prepare_process(arguments.threads)
     for encoder, trained in TRAINED.items():
-        configs = {kernels: make_config(kernels, encoder, precision) for kernels in KERNELS}
-        nets = {kernels: build.make_net(settings) for kernels, settings in configs.items()}
+        setups = {
+            kernels: make_setup(
+                hardware__precision=precision, hardware__kernels=kernels, model__encoder=encoder
+            )
+            for kernels in KERNELS
+        }
+        nets = {kernels: make_evaluated_net(setup) for kernels, setup in setups.items()}
         print(f"{encoder} encoder, {precision}, {arguments.threads} thread(s)")
         for rows in INFERRED:
             actions = {kernels: inference(net, rows) for kernels, net in nets.items()}
             show("inference", rows, in_turns(actions, arguments.repeats))
         for rows in PLAYED:
             actions = {
-                k: rollout(configs[k], net, rows, arguments.threads) for k, net in nets.items()
+                k: rollout(setups[k], net, rows, arguments.threads) for k, net in nets.items()
             }
             show("rollout", rows, in_turns(actions, arguments.repeats), times=STEPS)
         for rows in trained:
-            actions = {k: gradient(net, configs[k], rows) for k, net in nets.items()}
+            actions = {kernels: gradient(setup, rows) for kernels, setup in setups.items()}
             show("gradient", rows, in_turns(actions, arguments.repeats))
-        actions = {k: step(net, configs[k]) for k, net in nets.items()}
+        actions = {kernels: step(setup) for kernels, setup in setups.items()}
         show("step", 1, in_turns(actions, 10 * arguments.repeats))
 
 

@@ -31,13 +31,13 @@ sys.path.insert(0, str(ROOT))
 from perf.arms import ARMS, Measurement, fps, run  # noqa: E402
 from perf.scaling import (  # noqa: E402
     MINIBATCH,
-    config,
     gradient_seconds,
     make_env,
+    make_setup,
     seconds_of,
     step_seconds,
 )
-from rl_bench.experiment import build  # noqa: E402
+from rl_bench.experiment.parts import make_evaluated_net  # noqa: E402
 from rl_bench.nets.actor_critic import DTYPES  # noqa: E402
 from rl_bench.system import cpus, host  # noqa: E402
 
@@ -68,10 +68,10 @@ def simulation_seconds(num_envs: int) -> float:
 
 def inference_seconds(rows: int) -> float:
     """Per row, on one thread."""
-    policy = build.make_net(config()).acting_copy()
+    policy = make_evaluated_net(make_setup()).acting_copy()
     frames = torch.randint(0, 255, (rows, 64, 64, 3), dtype=torch.uint8)
     with torch.inference_mode():
-        return seconds_of(lambda: policy(frames), max(20, 4096 // rows)) / rows
+        return seconds_of(lambda: policy.forward(frames), max(20, 4096 // rows)) / rows
 
 
 def training_seconds(rows: int) -> float:
@@ -84,7 +84,7 @@ def matrix_flops() -> float:
 
     In the precision that networks compute in.
     """
-    dtype = DTYPES[config().hardware.precision]
+    dtype = DTYPES[make_setup().config.hardware.precision]
     a, b = (torch.randn(MATRIX, MATRIX).to(dtype) for _ in range(2))
     return 2.0 * MATRIX**3 / seconds_of(lambda: a @ b, 3)
 
@@ -94,7 +94,7 @@ def network_flops() -> Costs:
 
     Those of the definition, which native convolutions need fewer than.
     """
-    net = build.make_net(config().replace(hardware__kernels="torch"))
+    net = make_evaluated_net(make_setup(hardware__kernels="torch")).net
     frames = torch.randint(0, 255, (8, 64, 64, 3), dtype=torch.uint8)
     with FlopCounterMode(display=False) as forward:
         policy, values = net(frames)
@@ -184,7 +184,7 @@ def show_costs(every: dict[str, Costs], peak: float, flops: Costs) -> None:
     for name, sizes in every.items():
         cells = "  ".join(f"{n}: {1e6 * seconds:.1f}" for n, seconds in sizes.items())
         print(f"  {name:12s} {cells}")
-    precision = config().hardware.precision
+    precision = make_setup().config.hardware.precision
     print(f"{precision} matrix product of {MATRIX}: {peak / 1e12:.2f} TFLOP/s on one core;")
     for name, count in flops.items():
         reached = count / min(every[name].values())

@@ -14,9 +14,9 @@ import torch.nn.functional as F
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-from rl_bench import nets  # noqa: E402
 from rl_bench.cli import train  # noqa: E402
-from rl_bench.experiment import build  # noqa: E402
+from rl_bench.experiment import parts  # noqa: E402
+from rl_bench.nets import actor_critic, encoders  # noqa: E402
 from rl_bench.nets.layers import PixelConv  # noqa: E402
 
 
@@ -29,14 +29,14 @@ class PlainPixelConv(PixelConv):
         return F.relu(y) if relu else y
 
 
-class PlainActorCritic(nets.ActorCritic):
+class PlainActorCritic(actor_critic.ActorCritic):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
 
 
 if __name__ == "__main__":
-    nets.PixelConv = PlainPixelConv  # type: ignore[misc]
-    build.ActorCritic = PlainActorCritic  # type: ignore[misc]
+    encoders.PixelConv = PlainPixelConv  # type: ignore[misc]
+    parts.ActorCritic = PlainActorCritic  # type: ignore[misc]
     sys.argv += ["--precision", "fp32", "--set", "hardware.kernels=torch"]
     raise SystemExit(train(algorithm="ppo", rollouts="sequential", stop="wall_clock"))

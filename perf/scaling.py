@@ -29,13 +29,18 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 from perf.arms import PPO, PPO_PARALLEL, Arm, fps, layout, run  # noqa: E402
-from rl_bench.agents import ppo  # noqa: E402
-from rl_bench.agents.learner import clip_and_step  # noqa: E402
+from rl_bench.agents.batches import Batch  # noqa: E402
+from rl_bench.agents.gradient import add_gradient  # noqa: E402
+from rl_bench.agents.optimisers import make_adam  # noqa: E402
+from rl_bench.agents.ppo import ClippedObjective  # noqa: E402
 from rl_bench.config.schema import Config  # noqa: E402
 from rl_bench.envs import VectorEnv  # noqa: E402
-from rl_bench.experiment import build, resolve  # noqa: E402
 from rl_bench.experiment.mode import Mode  # noqa: E402
-from rl_bench.rollout.worker import WorkerSeeds  # noqa: E402
+from rl_bench.experiment.parts import make_evaluated_net  # noqa: E402
+from rl_bench.experiment.resolve import resolve  # noqa: E402
+from rl_bench.experiment.setup import Setup  # noqa: E402
+from rl_bench.nets.executor import Executor  # noqa: E402
+from rl_bench.rollout.worker import RolloutWorker  # noqa: E402
 from rl_bench.system import cpus, host  # noqa: E402
 from rl_bench.types import Trajectory  # noqa: E402
 from rl_bench.workers.pool import WorkerPool  # noqa: E402
@@ -48,21 +53,24 @@ STEPS, TOTAL, MINIBATCH, EPOCHS = 128, 32, 1024, 4
 Costs = dict[str, float]
 
 
-def config() -> Config:
-    return resolve.resolve(Config().replace(env__seed=1), Mode("ppo", "sequential", "timesteps"))
+def make_setup(**changes: Any) -> Setup:
+    """Resolve the default settings on this machine, but for `changes` named `section__key`."""
+    return resolve(Config().replace(env__seed=1, **changes), Mode("ppo", "sequential", "timesteps"))
 
 
-def make_env(num_envs: int) -> VectorEnv:
-    """CoinRun, stepped as workers step it: on one thread."""
-    settings = config()
-    native = settings.hardware.kernels == "native"
-    return build.make_vector_env(settings.env, num_envs, seed=1, native=native)
+def make_env(num_envs: int, *, num_threads: int = 0, setup: Setup | None = None) -> VectorEnv:
+    """Make CoinRun as workers step it: on one thread, unless more are asked for."""
+    setup = setup or make_setup()
+    return setup.env.make(
+        num_envs, seed=1, first_index=0, num_threads=num_threads, native=setup.native
+    )
 
 
 def rollout_costs(num_envs: int, repeats: int = 5) -> Costs:
-    """Seconds of one step of `num_envs` environments, on one thread."""
-    settings, env = config(), make_env(num_envs)
-    worker = build.make_worker(settings, env, build.make_net(settings), WorkerSeeds(1, 1))
+    """Measure the seconds of one step of `num_envs` environments, on one thread."""
+    env = make_env(num_envs)
+    policy = make_evaluated_net(make_setup()).acting_copy()
+    worker = RolloutWorker(env, policy, n_steps=STEPS, seed=1)
     block = Trajectory.allocate(STEPS, num_envs, env.observation_space, env.action_space)
     samples = []
     for _ in range(repeats):
@@ -75,11 +83,11 @@ def rollout_costs(num_envs: int, repeats: int = 5) -> Costs:
     return {"simulation": simulation, "inference": inference, "total": total}
 
 
-def make_objective() -> tuple[ppo.ClippedObjective, ppo.Batch]:
-    settings = config()
-    net = build.make_net(settings)
+def make_objective(setup: Setup) -> tuple[Executor, ClippedObjective, Batch]:
+    """Make a network, PPO's objective and a rollout of noise."""
+    executor = make_evaluated_net(setup)
     rows = STEPS * TOTAL
-    batch = ppo.Batch(
+    batch = Batch(
         obs=torch.randint(0, 255, (rows, 64, 64, 3), dtype=torch.uint8),
         actions=torch.randint(0, 15, (rows,)),
         log_probs=torch.full((rows,), -2.7),
@@ -87,28 +95,27 @@ def make_objective() -> tuple[ppo.ClippedObjective, ppo.Batch]:
         advantages=torch.randn(rows),
         returns=torch.randn(rows),
     )
-    return ppo.ClippedObjective(net, settings.training), batch
+    return executor, ClippedObjective(executor.net.distribution, setup.config), batch
 
 
 def gradient_seconds(rows: int, repeats: int = 16) -> float:
-    """Seconds for the gradient of `rows` rows, on one thread."""
-    objective, batch = make_objective()
+    """Measure the seconds for the gradient of `rows` rows, on one thread."""
+    executor, objective, batch = make_objective(make_setup())
 
     def gradient() -> None:
-        objective.net.zero_grad(set_to_none=True)
-        objective.backward(batch, torch.randperm(STEPS * TOTAL)[:rows])
+        executor.net.zero_grad(set_to_none=True)
+        add_gradient(executor, objective, batch, torch.randperm(STEPS * TOTAL)[:rows])
 
     return seconds_of(gradient, repeats)
 
 
 def step_seconds() -> float:
-    """Seconds for clipping and the optimiser's step, on one thread."""
-    objective, batch = make_objective()
-    agent = ppo.PPO(objective.net, objective.config, seed=1)
-    objective.backward(batch, torch.arange(32))
-    return seconds_of(
-        lambda: clip_and_step(optimiser=agent.optimiser, max_grad_norm=0.5, update=1), 50
-    )
+    """Measure the seconds for clipping and the optimiser's step, on one thread."""
+    setup = make_setup()
+    executor, objective, batch = make_objective(setup)
+    adam = make_adam(executor, setup.config.training)
+    add_gradient(executor, objective, batch, torch.arange(32))
+    return seconds_of(lambda: adam.step(max_grad_norm=0.5), 50)
 
 
 def seconds_of(action: Callable[[], Any], repeats: int) -> float:
@@ -131,7 +138,7 @@ class Echo:
 
 def sharing_seconds() -> Costs:
     """Seconds to ask a helper and have its answer, and to write and add a set of gradients."""
-    net = build.make_net(config())
+    net = make_evaluated_net(make_setup()).net
     pool = WorkerPool([Echo()])
 
     def ask() -> None:

@@ -1,33 +1,40 @@
-"""Error types: each carries one line for the user (what, where, what to do) and an exit code."""
+"""Defines the error types: each carries one line for the user and an exit code.
+
+The line says what is wrong, where, and what to do.
+"""
 
 from __future__ import annotations
 
 
 class RlBenchError(Exception):
-    """Base of all errors whose message is written for the user."""
+    """Is the base of all errors whose message is written for the user.
+
+    `worker` is the index of the worker process that it came from, if it did.
+    """
 
     exit_code = 1
+    worker: int | None = None
 
 
 class ConfigError(RlBenchError):
-    """The user asked for something that cannot be done: a flag, a file, an environment."""
+    """Says that the user asked for what cannot be done: a flag, a file, an environment."""
 
     exit_code = 2
 
 
 class CheckpointError(RlBenchError):
-    """A checkpoint is missing, damaged, or belongs to another run."""
+    """Says that a checkpoint is missing, damaged, or belongs to another run."""
 
     exit_code = 2
 
 
 class StorageError(RlBenchError):
-    """A file could not be written: disk full, read-only, no permission."""
+    """Says that a file could not be written: disk full, read-only, no permission."""
 
 
 class TrainingError(RlBenchError):
-    """Training produced something it must not go on with, such as NaN."""
+    """Says that training produced something it must not go on with, such as NaN."""
 
 
 class WorkerError(RlBenchError):
-    """Collecting rollouts failed inside an environment or a worker."""
+    """Says that collecting rollouts failed inside an environment or a worker."""

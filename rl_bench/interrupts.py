@@ -1,7 +1,7 @@
-"""Ctrl+C and SIGTERM: the first one asks, the second one insists.
+"""Handles Ctrl+C and SIGTERM: the first one asks a command to stop, the second one insists.
 
-Imports nothing heavy: it is in place before torch is loaded, so that a signal during start-up is
-answered too.
+Imports nothing heavy: the handlers are in place before torch is loaded, so that a signal during
+start-up is answered too.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
 
 
 class Interrupted(BaseException):
-    """Raised where there is nothing to save or the user will not wait. Carries the signal."""
+    """Ends a command after a signal, where there is nothing to save or the user will not wait."""
 
     def __init__(self, signum: int) -> None:
         super().__init__(signal.Signals(signum).name)
@@ -28,7 +28,7 @@ class Interrupted(BaseException):
 class SignalGuard:
     """Turns the first signal into a wish to stop once `graceful` is set, else into an exception.
 
-    `raised` tells that it was one, whatever that exception has become since: Python and libraries
+    `raised` says that it was an exception, whatever that has become since: Python and libraries
     wrap what is raised while they import or clean up.
     """
 
@@ -43,7 +43,7 @@ class SignalGuard:
             signal.signal(signum, self._handle)
 
     def uninstall(self) -> None:
-        """From now on signals end the process on the spot."""
+        """Restore the default handlers: from now on signals end the process on the spot."""
         for signum in EXIT_CODES:
             signal.signal(signum, signal.SIG_DFL)
 
@@ -56,7 +56,7 @@ class SignalGuard:
 
     @contextlib.contextmanager
     def deferred(self) -> Iterator[None]:
-        """For what must not be broken off: signals that come inside are noted and do nothing."""
+        """Protect what must not be broken off: signals that come inside are noted, no more."""
         self._deferring = True
         try:
             yield
@@ -65,7 +65,7 @@ class SignalGuard:
 
     @contextlib.contextmanager
     def importing(self) -> Iterator[None]:
-        """For seconds of imports, some by C++ that aborts where Python raises: torch is such.
+        """Protect slow imports, some of them by C++, such as torch's: it aborts if Python raises.
 
         A second signal ends the process on the spot.
         Raises: Interrupted at the end, if a signal came.

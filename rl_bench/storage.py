@@ -15,7 +15,7 @@ from typing import Any
 
 from rl_bench.errors import ConfigError, StorageError
 
-Row = dict[str, float | int | None]  # of metrics.jsonl
+Row = dict[str, float | int | None]  # one line of metrics.jsonl
 
 TEMPORARY_SUFFIX = ".partial"
 RESUME = "then continue with --resume auto (earlier files are untouched)"
@@ -25,8 +25,9 @@ DIGEST_SIZE = hashlib.sha256().digest_size
 
 
 def write_bytes(path: Path, data: bytes, *, advice: str = RESUME) -> None:
-    """Temporary file, fsync, rename: a reader sees the old file or the new one, never half.
+    """Write `data` to `path` whole or not at all: a reader sees the old file or the new one.
 
+    It goes into a temporary file, which is synced to disk and then renamed.
     Raises: StorageError (disk full, read-only); what was there before is untouched. `advice` ends
     its message.
     """
@@ -59,7 +60,10 @@ def _sync_directory(directory: Path) -> None:
 
 
 def write_json(path: Path, document: Any, *, advice: str = RESUME) -> None:
-    """As `write_bytes`; NaN and infinity are refused (ValueError), for they are not JSON."""
+    """Write `document` as JSON, like `write_bytes`.
+
+    Raises: StorageError; ValueError for NaN and infinity, which JSON does not have.
+    """
     text = json.dumps(document, indent=2, allow_nan=False)
     write_bytes(path, (text + "\n").encode(), advice=advice)
 
@@ -69,12 +73,12 @@ def write_text(path: Path, text: str, *, advice: str = RESUME) -> None:
 
 
 def seal(body: bytes) -> bytes:
-    """`body` with its checksum behind it, which readers of other formats do not look at."""
+    """Return `body` with its checksum behind it, which readers of other formats ignore."""
     return body + hashlib.sha256(body).digest() + SEAL
 
 
 def unseal(data: bytes) -> bytes:
-    """What was sealed. Raises: ValueError, which says how the seal is broken."""
+    """Return the sealed body, once verified. Raises: ValueError, which says what is broken."""
     if data[-len(SEAL) :] != SEAL:
         raise ValueError("its end is missing or foreign")
     end = len(data) - DIGEST_SIZE - len(SEAL)
@@ -121,7 +125,10 @@ class DirectoryLock:
             raise StorageError(f"cannot lock '{self.path}': {error.strerror}") from error
 
     def release(self) -> None:
-        """Idempotent. The file stays: removing it could split the lock between two files."""
+        """Release the lock; may be called twice.
+
+        The file stays: removing it could split the lock between two files.
+        """
         if not self._file.closed:
             self._file.truncate(0)
             self._file.close()
@@ -129,7 +136,7 @@ class DirectoryLock:
 
 @contextlib.contextmanager
 def log_to_file(path: Path) -> Iterator[None]:
-    """Everything that rl_bench logs inside also goes to this file. Raises: StorageError."""
+    """Write all that rl_bench logs inside the block to `path` as well. Raises: StorageError."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handler = logging.FileHandler(path, encoding="utf-8")
@@ -146,7 +153,7 @@ def log_to_file(path: Path) -> Iterator[None]:
 
 
 def read_rows(path: Path) -> tuple[list[Row], int]:
-    """The rows of a `metrics.jsonl` and how many lines were skipped.
+    """Read a `metrics.jsonl`; return its rows and how many lines were skipped.
 
     Half a line at the end of a killed run and repeated steps are skipped and counted; of a
     repeated step the last row counts.

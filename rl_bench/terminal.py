@@ -1,6 +1,6 @@
-"""Lines and progress bars for a person, whatever the stream: a terminal, a pipe, no reader at all.
+"""Writes lines and progress bars for a person to any stream: a terminal or a pipe.
 
-Nobody may read any more (`… | head`, a closed terminal, Ctrl+C on a pipeline), and a stream may
+The reader may be gone (`… | head`, a closed terminal, Ctrl+C on a pipeline), and the stream may
 not know every character.
 """
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def say(text: str) -> None:
-    """A line on standard error, if anybody still reads it."""
+    """Print `text` as a line on standard error, if anybody still reads it."""
     try:
         print(text, file=sys.stderr, flush=True)
     except (OSError, AttributeError):  # AttributeError: Python started without the stream
@@ -25,7 +25,7 @@ def say(text: str) -> None:
 
 
 def discard(stream: TextIO | None) -> None:
-    """Point a broken stream at nothing; Python would fail over what is buffered at exit."""
+    """Point a broken stream at /dev/null: at exit Python would fail to flush its buffer."""
     try:
         null = os.open(os.devnull, os.O_WRONLY)
         if stream is not None:
@@ -36,7 +36,7 @@ def discard(stream: TextIO | None) -> None:
 
 
 class Output:
-    """Standard output. Characters that the stream cannot encode are replaced.
+    """Writes to standard output, or `stream`; replaces characters that it cannot encode.
 
     `bar` is the progress bar that lines go above, while there is one.
     """
@@ -47,7 +47,7 @@ class Output:
         self._reader_is_gone = False
 
     def line(self, text: str = "") -> None:
-        """Show a line. Once nobody reads any more, say nothing."""
+        """Show a line; once the reader is gone, do nothing."""
         if self._reader_is_gone:
             return
         text = _encodable(text, getattr(self.stream, "encoding", None) or "utf-8")
@@ -62,13 +62,13 @@ class Output:
             discard(self.stream)
 
     def block(self, title: str, lines: Sequence[str], *, width: int) -> None:
-        """A title and lines between rules."""
+        """Show a title and lines between rules of `width` characters."""
         rule = "=" * width
         for text in [rule, title, rule, *lines, rule]:
             self.line(text)
 
     def open_bar(self, **how: Any) -> None:
-        """A tqdm bar, where there is a terminal to draw on."""
+        """Open a tqdm bar, where there is a terminal to draw on."""
         if self.stream.isatty():
             from tqdm import tqdm  # here: a signal's answer imports this module first of all
 
@@ -85,9 +85,9 @@ class Output:
 
     @contextlib.contextmanager
     def progress(self, total: int, what: str) -> Iterator[Callable[[], None]]:
-        """A bar over `total` things, a line for each quarter through a pipe.
+        """Show a bar over `total` things or, through a pipe, a line for each quarter of them.
 
-        Gives what to call after each thing.
+        Yields a function to call after each thing.
         """
         self.open_bar(total=total, desc=what)
         done = 0

@@ -1,4 +1,4 @@
-"""The vocabulary: what rollouts hand to agents. Knows shapes, not who fills or reads them.
+"""Defines the trajectories that rollouts hand to agents. Knows shapes, not who fills them.
 
 Axes: T time, B environments. Index rule, for every field: row t holds the observation at t, the
 action taken there, and what that action caused. obs[T] and behaviour_values[T] only bootstrap.
@@ -13,15 +13,16 @@ import gymnasium
 import numpy as np
 import torch
 
-# With what discounted_returns are discounted: the Procgen paper's runs learn with 0.999 but scale
-# rewards with this one (VecNormalize's default).
+# The discount of `discounted_returns`: the Procgen paper's runs learn with 0.999 but scale rewards
+# with this one (VecNormalize's default).
 RETURN_DISCOUNT = 0.99
 
 
 @dataclass
 class EpisodeStats:
-    """Every episode that finished: block by block, each in the order of time, then environment.
+    """Holds the returns and lengths of the episodes that finished.
 
+    Order: block by block, within a block by time, then by environment.
     Shapes: both lists have one entry per episode. `returns` are sums of raw rewards,
     `lengths` are timesteps.
     """
@@ -36,9 +37,9 @@ class EpisodeStats:
 
 @dataclass
 class Delivery:
-    """How a trajectory reached the learner; nothing of it where nobody waits for anybody.
+    """Describes how a trajectory reached the learner; empty where nobody waits for anybody.
 
-    `queue_ages`: seconds that each of its blocks lay finished before it was taken;
+    `queue_ages`: seconds from the end of each of its blocks until the learner fetched it;
     `learner_waiting_seconds`: how long the learner waited for them; `dropped_timesteps`: those that
     were too old to be learned from and were discarded on the way.
     """
@@ -49,8 +50,19 @@ class Delivery:
 
 
 @dataclass
+class ComputedGradient:
+    """Holds the gradient of a trajectory, where whoever collected it computed it too.
+
+    `tensors` are in the order of the network's parameters; `metrics` are the objective's.
+    """
+
+    tensors: list[torch.Tensor]
+    metrics: dict[str, float]
+
+
+@dataclass
 class Trajectory:
-    """T steps of B environments, time first.
+    """Holds T steps of B environments, time first.
 
     Shapes:
         obs [T+1, B, *]: as the environment gives them (uint8, height × width × channel for images)
@@ -60,8 +72,8 @@ class Trajectory:
         behaviour_log_probs [T, B], behaviour_values [T+1, B] float32
         final_values [T, B] float32: the value of the episode's last observation where `truncated`
             (the next row of `obs` already shows the new episode), 0 elsewhere
-        discounted_returns [T, B] float32: what the episode has brought up to and with this step,
-            each step's sum multiplied by RETURN_DISCOUNT before its reward is added
+        discounted_returns [T, B] float32: the episode's running return up to and including this
+            step; it is multiplied by RETURN_DISCOUNT before each reward is added
         policy_version [B] int64: the number of updates behind the acting policy
     """
 
@@ -77,6 +89,7 @@ class Trajectory:
     policy_version: torch.Tensor
     episodes: EpisodeStats = field(default_factory=EpisodeStats)
     delivery: Delivery = field(default_factory=Delivery)
+    gradient: ComputedGradient | None = None
 
     @classmethod
     def allocate(
@@ -88,7 +101,7 @@ class Trajectory:
         *,
         device: str = "cpu",
     ) -> Trajectory:
-        """Reserve the memory once; on the device `meta`, only say what it would be."""
+        """Allocate the memory of T steps; on the device `meta`, only describe it."""
         rows = torch.empty((n_steps, num_envs), device=device)
         more_rows = torch.empty((n_steps + 1, num_envs), device=device)
         discrete = isinstance(action_space, gymnasium.spaces.Discrete)
@@ -114,7 +127,7 @@ class Trajectory:
         return trajectory
 
     def mark_unwritten(self) -> None:
-        """NaN, −1 or 0 everywhere, so that a gap shows."""
+        """Write NaN, −1 or 0 everywhere, so that a gap shows."""
         for tensor in self.tensors().values():
             if tensor.is_floating_point():
                 tensor.fill_(float("nan"))
@@ -124,27 +137,27 @@ class Trajectory:
                 tensor.zero_()
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """Every field that is a tensor, by name."""
+        """Return every field that is a tensor, by name."""
         return {
             name: value for name, value in vars(self).items() if isinstance(value, torch.Tensor)
         }
 
     def columns(self, start: int, stop: int) -> Trajectory:
-        """The block of environments [start, stop) as views on the same memory."""
+        """Return the block of environments [start, stop) as views on the same memory."""
         views = {
             name: tensor[start:stop] if name == "policy_version" else tensor[:, start:stop]
             for name, tensor in self.tensors().items()
         }
-        return Trajectory.of(views)
+        return Trajectory.from_tensors(views)
 
     def copy_(self, other: Trajectory) -> None:
-        """Take over the steps of another trajectory of the same shape."""
+        """Copy the steps of another trajectory of the same shape."""
         for name, tensor in self.tensors().items():
             tensor.copy_(other.tensors()[name])
 
     @classmethod
-    def of(cls, tensors: Mapping[str, torch.Tensor]) -> Trajectory:
-        """A trajectory over existing memory, by field name."""
+    def from_tensors(cls, tensors: Mapping[str, torch.Tensor]) -> Trajectory:
+        """Make a trajectory over existing memory, by field name."""
         return cls(**tensors)  # type: ignore[arg-type]
 
     @property
@@ -157,7 +170,7 @@ class Trajectory:
 
     @property
     def timesteps(self) -> int:
-        """Environment steps over all environments."""
+        """Return the number of environment steps over all environments."""
         return self.rewards.numel()
 
 
@@ -167,7 +180,7 @@ def _shape(space: gymnasium.Space) -> tuple[int, ...]:
 
 @dataclass
 class Counters:
-    """How far a run has come, since its very start (resumed runs count on)."""
+    """Counts how far a run has come, since its very start (resumed runs count on)."""
 
     timesteps: int = 0
     updates: int = 0

@@ -1,4 +1,4 @@
-"""What the training loop asks of an algorithm."""
+"""Defines what the training loop asks of an algorithm."""
 
 from __future__ import annotations
 
@@ -13,8 +13,6 @@ from rl_bench.types import Trajectory
 class Agent(Protocol):
     """A learner: it owns the float32 weights, the optimiser and the algorithm's statistics."""
 
-    name: str
-
     def update(self, trajectory: Trajectory, *, progress: float) -> dict[str, float | None]:
         """Learn from one trajectory; `progress` in [0, 1] drives the schedules.
 
@@ -24,6 +22,9 @@ class Agent(Protocol):
 
     def weights(self) -> Mapping[str, torch.Tensor]:
         """The current weights, to be published to the rollouts."""
+
+    def load_learned(self, state: Mapping[str, Any]) -> None:
+        """Take weights and statistics from another agent's `state_dict`, and begin anew."""
 
     def state_dict(self) -> dict[str, Any]:
         """All that is needed to go on exactly: tensors, numbers and strings only."""

@@ -1,88 +1,140 @@
-"""The gradient of a minibatch: what an algorithm minimises, and who computes it.
+"""Computes the gradient of a minibatch: what an algorithm minimises, and where it is evaluated.
 
-An objective knows one algorithm's loss; a `Gradient` knows where it is evaluated: here at once
+An objective knows one algorithm's loss; a `Gradient` knows where it is computed: here at once
 (`LocalGradient`), or in shares by several processes (`training/sharding.py`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 import torch
 
-from rl_bench.nets.actor_critic import ActorCritic
+from rl_bench.config.resolved import ResolvedConfig
+from rl_bench.nets.distributions import Distribution
+from rl_bench.nets.executor import Executor
 from rl_bench.types import Trajectory
 
 Metrics = dict[str, float]
-# What an agent works out of a trajectory before its first minibatch, by name.
+OutputGradients = tuple[torch.Tensor, torch.Tensor]  # of policy [M, P] and values [M]
+# What an agent computes from a trajectory before its first minibatch, by name.
 Prepared = Mapping[str, torch.Tensor]
 WHOLE = slice(None)
 # Rows that go through the network at once. More of them fall out of the caches.
-PIECE_ROWS = 512
+MICROBATCH_ROWS = 512
 
 
-class Objective(Protocol):
-    """The loss of a minibatch, or of a share of one."""
+class Microbatch(Protocol):
+    """Rows that go through the network at once: those of `obs` [N, *] at `indices` [M]."""
 
-    net: ActorCritic
+    @property
+    def obs(self) -> torch.Tensor:
+        """Return observations [N, *]."""
 
-    def piece(self, batch: Any) -> int:
-        """How many of a minibatch's indices are worth computing at once; fewer cost more each."""
+    @property
+    def indices(self) -> torch.Tensor:
+        """Return which of them are evaluated [M]."""
 
+
+class Objective(ABC):
+    """The loss of a minibatch as a pure function of the network's outputs."""
+
+    def __init__(self, distribution: Distribution, config: ResolvedConfig) -> None:
+        self.distribution, self.config = distribution, config
+
+    @abstractmethod
     def batch(self, trajectory: Trajectory, prepared: Prepared) -> Any:
-        """What the minibatches are taken from; views on the memory of its arguments."""
+        """Return what minibatches are taken from: views on the memory of the arguments."""
 
-    def backward(self, batch: Any, index: torch.Tensor, share: slice = WHOLE) -> Metrics:
-        """Add the gradient of a share of the minibatch `index` to the parameters.
+    @abstractmethod
+    def microbatches(
+        self, batch: Any, index: torch.Tensor, share: slice = WHOLE
+    ) -> Iterator[tuple[Microbatch, float]]:
+        """Cut the share of the minibatch `index` into microbatches, each with its weight.
 
-        Each share weighs as much as it holds, so the gradients and the metrics of all shares add
-        up to those of the minibatch.
+        A weight is the part of the whole minibatch that the microbatch holds, so that gradients
+        and metrics of all shares add up to those of the minibatch.
         """
 
+    @abstractmethod
+    def losses(
+        self, rows: Any, policy: torch.Tensor, values: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        """Return all terms as means over a microbatch; `train/loss` is what is minimised.
 
-def add_gradient(objective: Any, batch: Any, weight: float) -> Metrics:
-    """Add `weight` times the gradient of the loss of `batch`, natively where the network can.
+        Shapes: policy [M, P], values [M]: the network's outputs for `rows`.
+        """
 
-    `batch` has observations, `obs`, and says which of them are `chosen`.
-    `objective` has the loss twice: `losses` in terms of torch, which is the definition, and
-    `native_loss`, which gives the gradients of policy and values, weighed already, with it.
-    """
-    net = objective.net
-    if net.learns_natively:
-        outputs = net.forward_to_learn(batch.obs, batch.chosen)
-        gradients, metrics = objective.native_loss(batch, *outputs, weight)
-        net.backward(*gradients)
-        return {f"train/{name}": weight * value for name, value in metrics.items()}
-    losses = objective.losses(batch)
-    (losses["train/loss"] * weight).backward()
-    return {name: loss.item() * weight for name, loss in losses.items()}
+    def native_loss(
+        self, rows: Any, policy: torch.Tensor, values: torch.Tensor, weight: float
+    ) -> tuple[OutputGradients, Metrics] | None:
+        """Compute `losses` and its gradients, times `weight`, by native code; None: there is none.
+
+        Optional. The gradients may be those of the first rows only, where others have none.
+        """
+        return None
+
+    def microbatch_size(self) -> int:
+        """Return how many of a minibatch's indices are worth computing at once."""
+        return MICROBATCH_ROWS
 
 
-def add_metrics(sums: Metrics, more: Metrics) -> None:
-    """Add metrics to what was summed so far."""
+def add_gradient(
+    executor: Executor, objective: Objective, batch: Any, index: torch.Tensor, share: slice = WHOLE
+) -> Metrics:
+    """Add the gradient of a share of the minibatch `index` to the parameters; return metrics."""
+    sums: Metrics = {}
+    for rows, weight in objective.microbatches(batch, index, share):
+        policy, values = executor.forward(rows.obs, rows.indices)
+        found = None
+        if executor.is_native:
+            found = objective.native_loss(rows, policy, values, weight)
+        if found is None:
+            found = differentiate(objective, rows, policy, values, weight)
+        gradients, metrics = found
+        executor.backward(*gradients)
+        add_metrics(sums, metrics, weight)
+    return sums
+
+
+def differentiate(
+    objective: Objective, rows: Any, policy: torch.Tensor, values: torch.Tensor, weight: float
+) -> tuple[OutputGradients, Metrics]:
+    """Differentiate the loss with respect to the outputs by torch; gradients are times `weight`."""
+    with torch.enable_grad():
+        leaves = policy.detach().requires_grad_(), values.detach().requires_grad_()
+        losses = objective.losses(rows, *leaves)
+        (losses["train/loss"] * weight).backward()
+    gradients = [leaf.grad if leaf.grad is not None else torch.zeros_like(leaf) for leaf in leaves]
+    return (gradients[0], gradients[1]), {name: loss.item() for name, loss in losses.items()}
+
+
+def add_metrics(sums: Metrics, more: Metrics, weight: float = 1.0) -> None:
+    """Add `weight` times some metrics to what was summed so far."""
     for name, value in more.items():
-        sums[name] = sums.get(name, 0.0) + value
+        sums[name] = sums.get(name, 0.0) + weight * value
 
 
 class Gradient(Protocol):
-    """How the gradient of a minibatch is computed: here at once, or in shares elsewhere."""
+    """Computes gradients of minibatches, here at once or in shares elsewhere."""
 
     def begin(self, trajectory: Trajectory, prepared: Prepared) -> None:
-        """A new batch, of which minibatches follow."""
+        """Take a new batch, of which minibatches follow."""
 
-    def of(self, index: torch.Tensor) -> Metrics:
-        """Leave the gradient of the minibatch in the parameters; returns its metrics."""
+    def compute(self, index: torch.Tensor) -> Metrics:
+        """Leave the gradient of the minibatch in the parameters; return its metrics."""
 
 
 class LocalGradient:
-    """The whole minibatch in this process, with all of its threads."""
+    """Computes whole minibatches in this process, with all of its threads."""
 
-    def __init__(self, objective: Objective) -> None:
-        self.objective = objective
+    def __init__(self, executor: Executor, objective: Objective) -> None:
+        self.executor, self.objective = executor, objective
 
     def begin(self, trajectory: Trajectory, prepared: Prepared) -> None:
         self.batch = self.objective.batch(trajectory, prepared)
 
-    def of(self, index: torch.Tensor) -> Metrics:
-        return self.objective.backward(self.batch, index)
+    def compute(self, index: torch.Tensor) -> Metrics:
+        return add_gradient(self.executor, self.objective, self.batch, index)

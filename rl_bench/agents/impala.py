@@ -10,19 +10,19 @@ from dataclasses import dataclass
 import torch
 
 from rl_bench.agents.gradient import (
-    PIECE_ROWS,
+    MICROBATCH_ROWS,
     WHOLE,
-    Gradient,
     Metrics,
+    Objective,
+    OutputGradients,
     Prepared,
-    add_gradient,
-    add_metrics,
 )
 from rl_bench.agents.learner import Learner
 from rl_bench.agents.optimisers import Optimiser, RMSProp, make_adam
-from rl_bench.config.schema import ImpalaConfig, TrainingConfig
-from rl_bench.native.losses import Gradients, Loss, Terms, VTraceSettings, vtrace_objective
-from rl_bench.nets.actor_critic import ActorCritic
+from rl_bench.config.resolved import ResolvedConfig
+from rl_bench.native.loss import LossTerms, NativeLoss, VTraceSettings, vtrace_objective
+from rl_bench.nets.distributions import Categorical, Distribution
+from rl_bench.nets.executor import Executor
 from rl_bench.ops.losses import approximate_kl, value_loss
 from rl_bench.ops.returns import vtrace
 from rl_bench.types import Trajectory
@@ -41,8 +41,8 @@ class Unrolls:
     rows: torch.Tensor
 
     @classmethod
-    def of(cls, trajectory: Trajectory, length: int) -> Unrolls:
-        """All of them: piece i is that of environment i % B, from step (i // B) × length on.
+    def from_trajectory(cls, trajectory: Trajectory, length: int) -> Unrolls:
+        """Cut a trajectory: piece i is that of environment i % B, from step (i // B) × length on.
 
         Its last observation is the first one of the piece after it.
         """
@@ -52,20 +52,21 @@ class Unrolls:
         rows = starts + width * torch.arange(length + 1).unsqueeze(1)
         return cls(trajectory, trajectory.obs.flatten(0, 1), rows)
 
-    def at(self, index: torch.Tensor) -> Unrolls:
+    def select(self, index: torch.Tensor) -> Unrolls:
+        """Pick the pieces at `index` [K]."""
         return Unrolls(self.trajectory, self.obs, self.rows.index_select(1, index))
 
     @property
-    def chosen(self) -> torch.Tensor:
-        """Which of `obs` they have, [(T + 1) · K]."""
+    def indices(self) -> torch.Tensor:
+        """Return which rows of `obs` the pieces hold, [(T + 1) · K]."""
         return self.rows.flatten()
 
     def steps(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The rows of these steps, [T, K, *], of a tensor that has one for each, [S, B, *]."""
+        """Copy the rows of these steps, [T, K, *], of a tensor with one for each, [S, B, *]."""
         return tensor.flatten(0, 1)[self.rows[:-1]]
 
 
-class VTraceObjective:
+class VTraceObjective(Objective):
     """IMPALA's loss of some unrolls, short pieces of trajectories, or of a share of them.
 
     All of it are means over the T × B steps; the paper sums (docs/architecture.md converts). Beyond
@@ -75,39 +76,39 @@ class VTraceObjective:
     Source: Espeholt et al. 2018 (arXiv 1802.01561), section 4.2.
     """
 
-    def __init__(self, net: ActorCritic, config: ImpalaConfig, training: TrainingConfig) -> None:
-        self.net, self.config, self.gamma = net, config, training.gamma
-        assert config.unroll_length is not None, "it is settled before"
-        self.unroll_length = config.unroll_length
-        self._loss: tuple[Trajectory, Loss] | None = None  # made ready for this trajectory
+    def __init__(self, distribution: Distribution, config: ResolvedConfig) -> None:
+        super().__init__(distribution, config)
+        self.impala, self.gamma = config.impala, config.training.gamma
+        self._native: tuple[Trajectory, NativeLoss] | None = None  # prepared for this trajectory
 
-    def piece(self, batch: Unrolls) -> int:
-        return max(1, PIECE_ROWS // self.unroll_length)
+    def microbatch_size(self) -> int:
+        """Return how many unrolls go through the network at once."""
+        return max(1, MICROBATCH_ROWS // self.impala.unroll_length)
 
     def batch(self, trajectory: Trajectory, prepared: Prepared) -> Unrolls:
         trajectory = dataclasses.replace(trajectory, rewards=prepared["rewards"])
-        return Unrolls.of(trajectory, self.unroll_length)
+        return Unrolls.from_trajectory(trajectory, self.impala.unroll_length)
 
-    def backward(self, batch: Unrolls, index: torch.Tensor, share: slice = WHOLE) -> Metrics:
-        """Add the gradient of the unrolls `index[share]` to the parameters, in pieces."""
+    def microbatches(
+        self, batch: Unrolls, index: torch.Tensor, share: slice = WHOLE
+    ) -> Iterator[tuple[Unrolls, float]]:
+        """Yield the unrolls `index[share]`, a few of them at a time."""
         unrolls = index if share is WHOLE else index[share]
-        pieces = math.ceil(len(unrolls) / self.piece(batch))
-        sums: Metrics = {}
-        for chosen in unrolls.tensor_split(pieces) if pieces > 1 else (unrolls,):
-            weight = len(chosen) / len(index)
-            add_metrics(sums, add_gradient(self, batch.at(chosen), weight))
-        return sums
+        count = math.ceil(len(unrolls) / self.microbatch_size())
+        for chosen in unrolls.tensor_split(count) if count > 1 else (unrolls,):
+            yield batch.select(chosen), len(chosen) / len(index)
 
     def native_loss(
-        self, batch: Unrolls, policy: torch.Tensor, values: torch.Tensor, weight: float
-    ) -> tuple[Gradients, Metrics]:
-        """Of these outputs the same as `losses`; the gradient is `weight` times as large."""
-        if self._loss is None or self._loss[0] is not batch.trajectory:
-            self._loss = batch.trajectory, self._native_loss_of(batch.trajectory)
-        return self._loss[1](policy, values, batch.rows, weight)
+        self, unrolls: Unrolls, policy: torch.Tensor, values: torch.Tensor, weight: float
+    ) -> tuple[OutputGradients, Metrics] | None:
+        if not isinstance(self.distribution, Categorical):
+            return None
+        if self._native is None or self._native[0] is not unrolls.trajectory:
+            self._native = unrolls.trajectory, self._native_loss_of(unrolls.trajectory)
+        return self._native[1](policy, values, unrolls.rows, weight)
 
-    def _native_loss_of(self, recorded: Trajectory) -> Loss:
-        cfg = self.config
+    def _native_loss_of(self, recorded: Trajectory) -> NativeLoss:
+        cfg = self.impala
         reach = math.inf if cfg.clip_range is None else cfg.clip_range
         return vtrace_objective(
             actions=recorded.actions,
@@ -117,7 +118,7 @@ class VTraceObjective:
             truncated=recorded.truncated,
             final_values=recorded.final_values,
             old_values=recorded.behaviour_values,
-            terms=Terms(
+            terms=LossTerms(
                 clip_range=reach,
                 value_clip_range=reach if cfg.clip_value_loss else math.inf,
                 value_coef=cfg.value_coef,
@@ -132,21 +133,22 @@ class VTraceObjective:
             ),
         )
 
-    def losses(self, batch: Unrolls) -> dict[str, torch.Tensor]:
-        """All terms of the objective, as means over [T, K]; `loss` is what is minimised."""
-        cfg, recorded = self.config, batch.trajectory
-        policy, values = self.net(batch.obs, batch.chosen)
-        values = values.view(batch.rows.shape)
+    def losses(
+        self, unrolls: Unrolls, policy: torch.Tensor, values: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        """Return all terms as means over [T, K]; policy and values are [(T + 1) · K, …]."""
+        cfg, recorded, steps = self.impala, unrolls.trajectory, unrolls.steps
+        values = values.view(unrolls.rows.shape)
         policy = policy.view(*values.shape, -1)[:-1]  # nobody acts on the last observations
-        log_probs = self.net.head.log_prob(policy, batch.steps(recorded.actions))
-        log_rhos = (log_probs - batch.steps(recorded.behaviour_log_probs)).detach()
+        log_probs = self.distribution.log_prob(policy, steps(recorded.actions))
+        log_rhos = (log_probs - steps(recorded.behaviour_log_probs)).detach()
         vs, pg_advantages = vtrace(
             log_rhos=log_rhos,
-            rewards=batch.steps(recorded.rewards),
+            rewards=steps(recorded.rewards),
             values=values.detach(),
-            terminated=batch.steps(recorded.terminated),
-            truncated=batch.steps(recorded.truncated),
-            final_values=batch.steps(recorded.final_values),
+            terminated=steps(recorded.terminated),
+            truncated=steps(recorded.truncated),
+            final_values=steps(recorded.final_values),
             gamma=self.gamma,
             clip_rho=cfg.vtrace_clip_rho_threshold,
             clip_c=cfg.vtrace_clip_c_threshold,
@@ -159,10 +161,10 @@ class VTraceObjective:
         v_loss = value_loss(
             values=values[:-1],
             returns=vs,
-            old_values=batch.steps(recorded.behaviour_values),
+            old_values=steps(recorded.behaviour_values),
             clip_range=cfg.clip_range if cfg.clip_value_loss else None,
         )
-        entropy = self.net.head.entropy(policy).mean()
+        entropy = self.distribution.entropy(policy).mean()
         return {
             "train/loss": policy_loss + cfg.value_coef * v_loss - cfg.entropy_coef * entropy,
             "train/policy_loss": policy_loss,
@@ -176,7 +178,7 @@ class VTraceObjective:
 
     def _beyond(self, rhos: torch.Tensor, advantages: torch.Tensor) -> torch.Tensor:
         """Steps that the policy has already followed as far as it may."""
-        reach = math.inf if self.config.clip_range is None else self.config.clip_range
+        reach = math.inf if self.impala.clip_range is None else self.impala.clip_range
         return ((advantages > 0) & (rhos > 1.0 + reach)) | ((advantages < 0) & (rhos < 1.0 - reach))
 
 
@@ -189,41 +191,29 @@ class IMPALA(Learner):
     Source: Espeholt et al. 2018 (arXiv 1802.01561), whose unrolls have 20 to 100 steps.
     """
 
-    name = "impala"
+    objective_class = VTraceObjective
 
-    def __init__(
-        self,
-        net: ActorCritic,
-        config: ImpalaConfig,
-        training: TrainingConfig,
-        *,
-        seed: int,
-        gradient: Gradient | None = None,
-    ) -> None:
-        objective = VTraceObjective(net, config, training)
-        self.unroll_length = objective.unroll_length
-        super().__init__(
-            objective,
-            make_optimiser(net, config, training),
-            training,
-            max_grad_norm=config.max_grad_norm,
-            seed=seed,
-            gradient=gradient,
-        )
+    @staticmethod
+    def make_optimiser(executor: Executor, config: ResolvedConfig) -> Optimiser:
+        """Make Adam with eps 1e-5, or RMSProp as in the paper."""
+        if config.impala.optimiser == "adam":
+            return make_adam(executor, config.training)
+        rate, eps = config.training.learning_rate, config.impala.rmsprop_eps
+        return RMSProp(executor.net.parameters(), learning_rate=rate, eps=eps)
+
+    @staticmethod
+    def largest_grad_norm(config: ResolvedConfig) -> float:
+        return config.impala.max_grad_norm
+
+    @staticmethod
+    def prepared_shapes(config: ResolvedConfig) -> dict[str, tuple[int, ...]]:
+        return {"rewards": (config.training.n_steps, config.training.num_envs)}
 
     def prepare(self, trajectory: Trajectory, rewards: torch.Tensor) -> Prepared:
         return {"rewards": rewards}
 
     def minibatches(self, trajectory: Trajectory) -> Iterator[torch.Tensor]:
-        """Unrolls, in a new order each time."""
-        count = trajectory.timesteps // self.unroll_length
-        order = torch.randperm(count, generator=self.generator)
-        yield from order.split(self.batch_size // self.unroll_length)
-
-
-def make_optimiser(net: ActorCritic, config: ImpalaConfig, training: TrainingConfig) -> Optimiser:
-    """Adam with eps 1e-5, or RMSProp as in the paper."""
-    if config.optimiser == "adam":
-        return make_adam(net, training)
-    rate = training.learning_rate
-    return RMSProp(net.parameters(), learning_rate=rate, eps=config.rmsprop_eps)
+        """Yield unrolls, in a new order each time."""
+        length = self.config.impala.unroll_length
+        order = torch.randperm(trajectory.timesteps // length, generator=self.generator)
+        yield from order.split(self.config.training.batch_size // length)

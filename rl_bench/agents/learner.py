@@ -1,12 +1,13 @@
-"""What all algorithms do alike: scale rewards, take minibatches, step, count, save.
+"""Does what all algorithms do alike: scale rewards, take minibatches, step, count, save.
 
-An algorithm says what it works out of a trajectory first, which minibatches follow, and what it
-minimises (its `Objective`).
+An algorithm says what it computes from a trajectory first (`prepare`), which minibatches follow,
+and what it minimises (its `Objective`).
 """
 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -20,61 +21,71 @@ from rl_bench.agents.gradient import (
     Prepared,
     add_metrics,
 )
-from rl_bench.agents.optimisers import Optimiser
+from rl_bench.agents.optimisers import Optimiser, make_adam
 from rl_bench.agents.reward_scaling import RewardScaler
+from rl_bench.config.resolved import ResolvedConfig
 from rl_bench.config.schema import TrainingConfig
 from rl_bench.errors import TrainingError
-from rl_bench.nets.actor_critic import ActorCritic
+from rl_bench.nets.executor import Executor
 from rl_bench.types import Trajectory
 
 
-class Learner:
-    """Owns the float32 weights, the optimiser and the statistics; subclasses fill in the rest."""
+class Learner(ABC):
+    """Owns the float32 weights, the optimiser and the statistics; subclasses fill in the rest.
 
-    name: str
+    `gradient` says where minibatches are computed; by default here.
+    """
+
+    objective_class: type[Objective]
 
     def __init__(
-        self,
-        objective: Objective,
-        optimiser: Optimiser,
-        config: TrainingConfig,
-        *,
-        max_grad_norm: float,
-        seed: int,
-        gradient: Gradient | None = None,
+        self, executor: Executor, config: ResolvedConfig, *, gradient: Gradient | None = None
     ) -> None:
-        assert config.batch_size is not None, "it is settled before"
-        self.batch_size = config.batch_size
-        self.net: ActorCritic = objective.net
+        self.executor, self.net = executor, executor.net
         self.config = config
-        self.gradient = gradient or LocalGradient(objective)
-        self.optimiser = optimiser
-        self.max_grad_norm = max_grad_norm
-        self.scaler = RewardScaler() if config.normalise_rewards else None
-        self.generator = torch.Generator().manual_seed(seed)
+        self.gradient = gradient or LocalGradient(executor, self.make_objective(executor, config))
+        self.optimiser = self.make_optimiser(executor, config)
+        self.max_grad_norm = self.largest_grad_norm(config)
+        self.scaler = RewardScaler() if config.training.normalise_rewards else None
+        self.generator = torch.Generator().manual_seed(config.env.seed)
         self.updates = 0
 
-    def prepare(self, trajectory: Trajectory, rewards: torch.Tensor) -> Prepared:
-        """What the minibatches need beside the trajectory; `rewards` are scaled."""
-        raise NotImplementedError
+    @classmethod
+    def make_objective(cls, executor: Executor, config: ResolvedConfig) -> Objective:
+        """Make what is minimised for a network's policy."""
+        return cls.objective_class(executor.net.distribution, config)
 
+    @staticmethod
+    def make_optimiser(executor: Executor, config: ResolvedConfig) -> Optimiser:
+        """Make the optimiser; by default Adam."""
+        return make_adam(executor, config.training)
+
+    @staticmethod
+    def largest_grad_norm(config: ResolvedConfig) -> float:
+        """Return the norm that gradients are clipped to."""
+        return config.training.max_grad_norm
+
+    @staticmethod
+    @abstractmethod
+    def prepared_shapes(config: ResolvedConfig) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of what `prepare` computes, for memory that processes share."""
+
+    @abstractmethod
+    def prepare(self, trajectory: Trajectory, rewards: torch.Tensor) -> Prepared:
+        """Compute what minibatches need beside the trajectory; `rewards` [T, B] are scaled."""
+
+    @abstractmethod
     def minibatches(self, trajectory: Trajectory) -> Iterator[torch.Tensor]:
-        """Indices of what each step of the optimiser learns from."""
-        raise NotImplementedError
+        """Yield the indices that each step of the optimiser learns from."""
 
     def has_learned_enough(self, metrics: Metrics) -> bool:
-        """Whether this minibatch is to be the update's last one."""
+        """Tell if this minibatch is to be the update's last one."""
         return False
 
     def update(self, trajectory: Trajectory, *, progress: float) -> dict[str, float | None]:
-        learning_rate = scheduled_learning_rate(self.config, progress)
-        self.optimiser.learning_rate = learning_rate
-        self.updates += 1
-        rewards = self.scaler.scale(trajectory) if self.scaler else trajectory.rewards
-        prepared = self.prepare(trajectory, rewards)
-        for name, tensor in prepared.items():
-            require_finite(tensor, what=f"a value of the {name}", update=self.updates)
-        self.gradient.begin(trajectory, prepared)
+        """Learn from one trajectory (`agents/base.py` has the contract)."""
+        self.begin_update(progress)
+        self.gradient.begin(trajectory, self.checked_preparation(trajectory))
         sums: Metrics = {}
         count = 0
         for index in self.minibatches(trajectory):
@@ -84,17 +95,44 @@ class Learner:
             if self.has_learned_enough(metrics):
                 break
         means: dict[str, float | None] = {name: value / count for name, value in sums.items()}
-        return means | {"train/learning_rate": learning_rate, "train/minibatches": float(count)}
+        return self.end_update(trajectory, means | {"train/minibatches": float(count)})
+
+    def begin_update(self, progress: float) -> None:
+        """Count an update and set its learning rate."""
+        self.optimiser.learning_rate = scheduled_learning_rate(self.config.training, progress)
+        self.updates += 1
+
+    def checked_preparation(self, trajectory: Trajectory) -> Prepared:
+        """Scale rewards and prepare. Raises: TrainingError on NaN or infinity."""
+        rewards = self.scaler.scale(trajectory) if self.scaler else trajectory.rewards
+        prepared = self.prepare(trajectory, rewards)
+        for name, tensor in prepared.items():
+            require_finite(tensor, what=f"a value of the {name}", update=self.updates)
+        return prepared
+
+    def end_update(
+        self, trajectory: Trajectory, metrics: dict[str, float | None]
+    ) -> dict[str, float | None]:
+        """Move observation statistics on, now that the trajectory was learned from."""
+        if self.net.normaliser is not None:
+            self.net.normaliser.update(trajectory.obs[:-1].flatten(0, 1))
+        return metrics | {"train/learning_rate": self.optimiser.learning_rate}
 
     def _step(self, index: torch.Tensor) -> Metrics:
         for parameter in self.optimiser.parameters:  # those of the network, found once
             parameter.grad = None
-        metrics = self.gradient.of(index)
+        metrics = self.gradient.compute(index)
         require_finite(metrics["train/loss"], what="the loss", update=self.updates)
-        grad_norm = clip_and_step(
-            optimiser=self.optimiser, max_grad_norm=self.max_grad_norm, update=self.updates
-        )
-        return metrics | {"train/grad_norm": grad_norm}
+        return metrics | {"train/grad_norm": self.clip_and_step()}
+
+    def clip_and_step(self) -> float:
+        """Clip the gradient by its global norm and step; return the norm before clipping.
+
+        Raises: TrainingError when it is not finite; the weights are as they were then.
+        """
+        norm = self.optimiser.step(max_grad_norm=self.max_grad_norm)
+        require_finite(norm, what="the gradient", update=self.updates)
+        return norm
 
     def weights(self) -> Mapping[str, torch.Tensor]:
         return self.net.state_dict()
@@ -116,22 +154,18 @@ class Learner:
         if self.scaler:
             self.scaler.load_state_dict(state["reward_scaler"])
 
+    def load_learned(self, state: Mapping[str, Any]) -> None:
+        """Take weights and statistics of another run, and begin with them anew."""
+        self.net.load_state_dict(state["net"])
+        if self.scaler and state["reward_scaler"] is not None:
+            self.scaler.load_state_dict(state["reward_scaler"])
+
 
 def scheduled_learning_rate(config: TrainingConfig, progress: float) -> float:
-    """Constant, or falling linearly to 0 as `progress` goes from 0 to 1."""
+    """Return the rate: constant, or falling linearly to 0 as `progress` goes from 0 to 1."""
     if config.lr_schedule == "linear":
         return config.learning_rate * max(0.0, 1.0 - progress)
     return config.learning_rate
-
-
-def clip_and_step(*, optimiser: Optimiser, max_grad_norm: float, update: int) -> float:
-    """Clip the gradient by its global norm and step; returns the norm before clipping.
-
-    Raises: TrainingError when the gradient is not finite; the weights are as they were then.
-    """
-    norm = optimiser.step(max_grad_norm=max_grad_norm)
-    require_finite(norm, what="the gradient", update=update)
-    return norm
 
 
 def require_finite(value: torch.Tensor | float, *, what: str, update: int) -> None:

@@ -1,4 +1,4 @@
-"""Adam and RMSProp, stepped by torch's own kernels or ours, without `torch.optim`.
+"""Implements Adam and RMSProp with torch's own kernels or ours, without `torch.optim`.
 
 Making an optimiser of `torch.optim` imports torch's compiler, which nothing here uses: it takes as
 long as importing all the rest of torch (2 s on a slow core), and 0.08 GB. The steps are the same.
@@ -15,14 +15,14 @@ from torch import nn
 
 from rl_bench.config.schema import TrainingConfig
 from rl_bench.native import adam
-from rl_bench.nets.actor_critic import ActorCritic
+from rl_bench.nets.executor import Executor
 
 
 class Optimiser(Protocol):
     """Steps parameters along their gradients; all of them must have one.
 
-    Its state is lists of tensors by name. Settings are not part of it: a run that goes on steps
-    with those that it is given.
+    Its state is lists of tensors by name. Settings are not part of it: a resumed run steps with
+    those that it is given.
     """
 
     parameters: list[torch.Tensor]
@@ -35,10 +35,10 @@ class Optimiser(Protocol):
         """
 
     def state_dict(self) -> dict[str, list[torch.Tensor]]:
-        """The tensors themselves, not copies, as of now."""
+        """Return the tensors themselves, not copies, as of now."""
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take the values of a state of the same kind and shapes."""
+        """Copy the values of a state with the same names and shapes."""
 
 
 def gradients_of(parameters: Sequence[torch.Tensor]) -> list[torch.Tensor]:
@@ -48,7 +48,7 @@ def gradients_of(parameters: Sequence[torch.Tensor]) -> list[torch.Tensor]:
 
 
 class _Stateful:
-    """Parameters and lists of tensors that belong to them."""
+    """Holds parameters and lists of tensors that belong to them."""
 
     def __init__(self, parameters: Iterable[nn.Parameter], learning_rate: float) -> None:
         self.parameters: list[torch.Tensor] = list(parameters)
@@ -59,7 +59,7 @@ class _Stateful:
         return [torch.zeros_like(p) for p in self.parameters]
 
     def _clipped_gradients(self, max_norm: float) -> tuple[list[torch.Tensor], float]:
-        """And their norm before."""
+        """Clip the gradients in place; return them, and their norm before."""
         gradients = gradients_of(self.parameters)
         norm = torch.nn.utils.get_total_norm(gradients, foreach=True).item()
         if max_norm < norm < math.inf:
@@ -77,9 +77,11 @@ class _Stateful:
 
 
 class Adam(_Stateful):
-    """Source: Kingma and Ba 2015 (arXiv 1412.6980), algorithm 1, with its betas.
+    """Implements Adam with the betas of the paper.
 
-    The whole step is one fused kernel instead of a dozen per parameter; `native`, one for all.
+    A fused kernel does the whole step, instead of a dozen kernels per parameter; with `native`, one
+    call clips and steps all parameters.
+    Source: Kingma and Ba 2015 (arXiv 1412.6980), algorithm 1.
     """
 
     betas = (0.9, 0.999)
@@ -94,7 +96,7 @@ class Adam(_Stateful):
     ) -> None:
         super().__init__(parameters, learning_rate)
         self.eps = eps
-        self._count = 0  # of steps; a number is quicker to count with between products
+        self._count = 0  # of steps; a number is quicker to count with than a tensor
         self._steps = torch.zeros(len(self.parameters))
         self.state = {
             "first_moments": self._zeros(),
@@ -103,14 +105,16 @@ class Adam(_Stateful):
         }
         moments = self.state["first_moments"], self.state["second_moments"]
         self._natively = (
-            adam.Steps(self.parameters, *moments, betas=self.betas, eps=eps) if native else None
+            adam.NativeAdam(self.parameters, *moments, betas=self.betas, eps=eps)
+            if native
+            else None
         )
 
     @torch.no_grad()
     def step(self, *, max_grad_norm: float) -> float:
         state = self.state
         if self._natively:
-            norm = self._natively.take(
+            norm = self._natively.step(
                 gradients_of(self.parameters), max_norm=max_grad_norm, rate=self.learning_rate,
                 count=self._count + 1,
             )  # fmt: skip
@@ -136,14 +140,21 @@ class Adam(_Stateful):
         self._count = int(self._steps[0].item())
 
 
-def make_adam(net: ActorCritic, config: TrainingConfig) -> Adam:
-    """With eps 1e-5, as in the Procgen paper's PPO."""
-    native = net.kernels == "native"
-    return Adam(net.parameters(), learning_rate=config.learning_rate, eps=1e-5, native=native)
+def make_adam(executor: Executor, config: TrainingConfig) -> Adam:
+    """Make Adam with eps 1e-5, as in the Procgen paper's PPO."""
+    return Adam(
+        executor.net.parameters(),
+        learning_rate=config.learning_rate,
+        eps=1e-5,
+        native=executor.is_native,
+    )
 
 
 class RMSProp(_Stateful):
-    """Without momentum. Source: Espeholt et al. 2018 (arXiv 1802.01561), table D.1: decay 0.99."""
+    """Implements RMSProp without momentum.
+
+    Source: Espeholt et al. 2018 (arXiv 1802.01561), table D.1: decay 0.99.
+    """
 
     def __init__(
         self, parameters: Iterable[nn.Parameter], *, learning_rate: float, eps: float

@@ -4,119 +4,62 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import torch
 
-from rl_bench.agents.gradient import (
-    PIECE_ROWS,
-    WHOLE,
-    Gradient,
-    Metrics,
-    Prepared,
-    add_gradient,
-)
+from rl_bench.agents.batches import Batch, Rows
+from rl_bench.agents.gradient import WHOLE, Metrics, Objective, OutputGradients, Prepared
 from rl_bench.agents.learner import Learner
-from rl_bench.agents.optimisers import make_adam
-from rl_bench.config.schema import TrainingConfig
-from rl_bench.native.losses import Gradients, Loss, Terms, clipped_objective
-from rl_bench.nets.actor_critic import ActorCritic
+from rl_bench.config.resolved import ResolvedConfig
+from rl_bench.native.loss import LossTerms, NativeLoss, clipped_objective
+from rl_bench.nets.distributions import Categorical, Distribution
 from rl_bench.ops.losses import approximate_kl, clipped_surrogate, explained_variance, value_loss
 from rl_bench.ops.returns import gae
 from rl_bench.types import Trajectory
 
 
-@dataclass
-class Batch:
-    """A trajectory without its time axis: N = T × B rows."""
-
-    obs: torch.Tensor
-    actions: torch.Tensor
-    log_probs: torch.Tensor
-    values: torch.Tensor
-    advantages: torch.Tensor
-    returns: torch.Tensor
-
-    @classmethod
-    def of(cls, trajectory: Trajectory, advantages: torch.Tensor, returns: torch.Tensor) -> Batch:
-        """Views on the trajectory's memory; `advantages` and `returns` are flat already."""
-        return cls(
-            obs=trajectory.obs[:-1].flatten(0, 1),
-            actions=trajectory.actions.flatten(0, 1),
-            log_probs=trajectory.behaviour_log_probs.flatten(),
-            values=trajectory.behaviour_values[:-1].flatten(),
-            advantages=advantages,
-            returns=returns,
-        )
-
-
-@dataclass
-class Rows:
-    """The `chosen` [M] of a batch, of which nothing is copied yet.
-
-    `mean` and `spread` are what their advantages are normalised by.
-    """
-
-    batch: Batch
-    chosen: torch.Tensor
-    mean: float = 0.0
-    spread: float = 1.0
-
-    @property
-    def obs(self) -> torch.Tensor:
-        """All of the batch's."""
-        return self.batch.obs
-
-    def of(self, tensor: torch.Tensor) -> torch.Tensor:
-        return tensor.index_select(0, self.chosen)
-
-
-class ClippedObjective:
-    """PPO's loss of a minibatch, or of a share of one.
+class ClippedObjective(Objective):
+    """The clipped surrogate, a clipped value loss and an entropy bonus.
 
     Source: Schulman et al. 2017 (arXiv 1707.06347), equations 7 and 9.
     """
 
-    def __init__(self, net: ActorCritic, config: TrainingConfig) -> None:
-        self.net, self.config = net, config
-        self._loss: tuple[Batch, Loss] | None = None  # made ready for this batch
-
-    def piece(self, batch: Batch) -> int:
-        return PIECE_ROWS
+    def __init__(self, distribution: Distribution, config: ResolvedConfig) -> None:
+        super().__init__(distribution, config)
+        self.training = config.training
+        self._native: tuple[Batch, NativeLoss] | None = None  # prepared for this batch
 
     def batch(self, trajectory: Trajectory, prepared: Prepared) -> Batch:
-        return Batch.of(trajectory, prepared["advantages"], prepared["returns"])
+        return Batch.from_trajectory(trajectory, prepared["advantages"], prepared["returns"])
 
-    def backward(self, batch: Batch, index: torch.Tensor, share: slice = WHOLE) -> Metrics:
-        """Add the gradient of the rows `index[share]` to the parameters."""
+    def microbatches(
+        self, batch: Batch, index: torch.Tensor, share: slice = WHOLE
+    ) -> Iterator[tuple[Rows, float]]:
+        """Yield the share as one microbatch."""
         rows = Rows(batch, index[share])
-        if self.config.normalise_advantages:  # by the whole minibatch, whatever the share
-            advantages = batch.advantages.index_select(0, index)
-            # Where no reward was seen, advantages are noise of the value function: a floor keeps it
-            # from being blown up to the size of a signal.
-            floor = self.config.advantage_floor or 0.0
-            rows.mean = advantages.mean().item()
-            rows.spread = advantages.std().clamp(min=floor).item() + 1e-8
-        return add_gradient(self, rows, len(rows.chosen) / len(index))
+        if self.training.normalise_advantages:
+            rows.normalise_by(index, self.training.advantage_floor)
+        yield rows, len(rows.indices) / len(index)
 
     def native_loss(
         self, rows: Rows, policy: torch.Tensor, values: torch.Tensor, weight: float
-    ) -> tuple[Gradients, Metrics]:
-        """Of these outputs the same as `losses`; the gradient is `weight` times as large."""
-        if self._loss is None or self._loss[0] is not rows.batch:
-            self._loss = rows.batch, self._native_loss_of(rows.batch)
-        loss = self._loss[1]
-        return loss(policy, values, rows.chosen, weight, mean=rows.mean, spread=rows.spread)
+    ) -> tuple[OutputGradients, Metrics] | None:
+        if not isinstance(self.distribution, Categorical):
+            return None
+        if self._native is None or self._native[0] is not rows.batch:
+            self._native = rows.batch, self._native_loss_of(rows.batch)
+        loss = self._native[1]
+        return loss(policy, values, rows.indices, weight, mean=rows.mean, spread=rows.deviation)
 
-    def _native_loss_of(self, batch: Batch) -> Loss:
-        cfg = self.config
+    def _native_loss_of(self, batch: Batch) -> NativeLoss:
+        cfg = self.training
         return clipped_objective(
             actions=batch.actions,
             old_log_probs=batch.log_probs,
             advantages=batch.advantages,
             returns=batch.returns,
             old_values=batch.values,
-            terms=Terms(
+            terms=LossTerms(
                 clip_range=cfg.clip_range,
                 value_clip_range=cfg.clip_range if cfg.clip_value_loss else math.inf,
                 value_coef=cfg.vf_coef,
@@ -124,23 +67,24 @@ class ClippedObjective:
             ),
         )
 
-    def losses(self, rows: Rows) -> dict[str, torch.Tensor]:
-        """All terms of the objective, as means over the rows; `loss` is what is minimised."""
-        cfg, batch = self.config, rows.batch
-        policy, values = self.net(rows.obs, rows.chosen)
-        log_ratios = self.net.head.log_prob(policy, rows.of(batch.actions))
-        log_ratios = log_ratios - rows.of(batch.log_probs)
-        advantages = (rows.of(batch.advantages) - rows.mean) / rows.spread
+    def losses(
+        self, rows: Rows, policy: torch.Tensor, values: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        cfg, batch = self.training, rows.batch
+        log_ratios = self.distribution.log_prob(policy, rows.select(batch.actions))
+        log_ratios = log_ratios - rows.select(batch.log_probs)
         policy_loss = clipped_surrogate(
-            log_ratios=log_ratios, advantages=advantages, clip_range=cfg.clip_range
+            log_ratios=log_ratios,
+            advantages=rows.normalised_advantages(),
+            clip_range=cfg.clip_range,
         )
         v_loss = value_loss(
             values=values,
-            returns=rows.of(batch.returns),
-            old_values=rows.of(batch.values),
+            returns=rows.select(batch.returns),
+            old_values=rows.select(batch.values),
             clip_range=cfg.clip_range if cfg.clip_value_loss else None,
         )
-        entropy = self.net.head.entropy(policy).mean()
+        entropy = self.distribution.entropy(policy).mean()
         with torch.no_grad():
             kl = approximate_kl(log_ratios=log_ratios)
             clipped = ((log_ratios.exp() - 1.0).abs() > cfg.clip_range).float().mean()
@@ -162,24 +106,7 @@ class PPO(Learner):
     scaled rewards, Adam with eps 1e-5.
     """
 
-    name = "ppo"
-
-    def __init__(
-        self,
-        net: ActorCritic,
-        config: TrainingConfig,
-        *,
-        seed: int,
-        gradient: Gradient | None = None,
-    ) -> None:
-        super().__init__(
-            ClippedObjective(net, config),
-            make_adam(net, config),
-            config,
-            max_grad_norm=config.max_grad_norm,
-            seed=seed,
-            gradient=gradient,
-        )
+    objective_class = ClippedObjective
 
     def update(self, trajectory: Trajectory, *, progress: float) -> dict[str, float | None]:
         metrics = super().update(trajectory, progress=progress)
@@ -188,6 +115,11 @@ class PPO(Learner):
         )
         return metrics
 
+    @staticmethod
+    def prepared_shapes(config: ResolvedConfig) -> dict[str, tuple[int, ...]]:
+        rows = config.training.n_steps * config.training.num_envs
+        return {"advantages": (rows,), "returns": (rows,)}
+
     def prepare(self, trajectory: Trajectory, rewards: torch.Tensor) -> Prepared:
         advantages, returns = gae(
             rewards=rewards,
@@ -195,18 +127,18 @@ class PPO(Learner):
             terminated=trajectory.terminated,
             truncated=trajectory.truncated,
             final_values=trajectory.final_values,
-            gamma=self.config.gamma,
-            gae_lambda=self.config.gae_lambda,
+            gamma=self.config.training.gamma,
+            gae_lambda=self.config.training.gae_lambda,
         )
         self.returns = returns.flatten()
         return {"advantages": advantages.flatten(), "returns": self.returns}
 
     def minibatches(self, trajectory: Trajectory) -> Iterator[torch.Tensor]:
-        """Rows; each epoch visits every one once, in a new order."""
-        for _ in range(self.config.n_epochs):
+        """Yield rows; each epoch visits every one once, in a new order."""
+        for _ in range(self.config.training.n_epochs):
             order = torch.randperm(trajectory.timesteps, generator=self.generator)
-            yield from order.split(self.batch_size)
+            yield from order.split(self.config.training.batch_size)
 
     def has_learned_enough(self, metrics: Metrics) -> bool:
-        limit = self.config.target_kl
+        limit = self.config.training.target_kl
         return limit is not None and metrics["train/approx_kl"] > 1.5 * limit

@@ -1,4 +1,4 @@
-"""Reward normalisation as in the Procgen paper: divide by the spread of the discounted return."""
+"""Scales rewards as in the Procgen paper: divides them by the spread of the discounted return."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class RewardScaler:
         self.mean, self.variance, self.count = 0.0, 1.0, 1e-4
 
     def scale(self, trajectory: Trajectory) -> torch.Tensor:
-        """The scaled rewards [T, B] float32; moves the statistics on."""
+        """Return the scaled rewards [T, B] float32; update the statistics."""
         rewards = trajectory.rewards.numpy().astype(np.float64)
         returns = trajectory.discounted_returns.numpy().astype(np.float64)
         deviations = np.empty((len(rewards), 1))

@@ -1,1 +1,1 @@
-"""A whole benchmark: several arms, seeds and games, trained in turns, evaluated and compared."""
+"""Runs whole benchmarks: trains several arms, seeds and games in turns, evaluates, compares."""

@@ -1,4 +1,4 @@
-"""The runs of a benchmark, their files, and what is left to do of each."""
+"""Plans the runs of a benchmark: names their files, and tells what is left to do of each."""
 
 from __future__ import annotations
 
@@ -10,23 +10,21 @@ from pathlib import Path
 from typing import Any
 
 from rl_bench import storage
+from rl_bench.benchmark.arms import ARMS
 from rl_bench.envs import canonical_name
 from rl_bench.errors import ConfigError
-from rl_bench.experiment.mode import DISPLAY, SCHEMA_VERSION
+from rl_bench.experiment.mode import SCHEMA_VERSION
 from rl_bench.report.load import EVALUATION_KEYS, RESULT, RESULT_KEYS, read_document
 
 ROOT = Path(__file__).resolve().parents[2]
-SCRIPTS = {
-    "ppo_sequential": "train_timed.py",
-    "ppo_parallel": "train_parallel_timed.py",
-    "impala_sequential": "train_impala_sequential_timed.py",
-    "impala_parallel": "train_impala_parallel_timed.py",
-}
 
 
 @dataclass(frozen=True)
 class Suite:
-    """What is trained. Hours, episodes and settings are those of a directory's first benchmark."""
+    """Holds what a benchmark trains, and how.
+
+    In one directory, hours, episodes and settings stay those of its first benchmark.
+    """
 
     arms: Sequence[str]
     seeds: Sequence[int]
@@ -37,7 +35,7 @@ class Suite:
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def plan(self) -> list[Planned]:
-        """Arms in turns, so that a drift of the machine's speed meets all of them."""
+        """List the runs with arms in turns: a drift of the machine's speed meets all of them."""
         return [
             Planned(self, arm, game, seed)
             for seed in self.seeds
@@ -46,7 +44,7 @@ class Suite:
         ]
 
     def fixed(self) -> dict[str, Any]:
-        """What must not change between sessions; arms, seeds and games may be added."""
+        """Return what must not change between sessions; arms, seeds and games may be added."""
         return {
             "schema_version": SCHEMA_VERSION,
             "hours": self.hours,
@@ -57,7 +55,7 @@ class Suite:
 
 @dataclass(frozen=True)
 class Planned:
-    """One run of the benchmark."""
+    """Describes one run of the benchmark."""
 
     suite: Suite
     arm: str
@@ -66,8 +64,7 @@ class Planned:
 
     @property
     def label(self) -> str:
-        algorithm, mode = self.arm.split("_")
-        return f"{DISPLAY[algorithm]} {mode}"
+        return ARMS[self.arm].label
 
     @property
     def directory(self) -> Path:
@@ -84,11 +81,14 @@ class Planned:
 
     @property
     def log(self) -> Path:
-        """What training and evaluation print."""
+        """Name the file for what training and evaluation print."""
         return self.directory.parent / "logs" / f"{self.directory.name}.log"
 
     def state(self) -> str:
-        """done; to evaluate; to repeat, where a run broke off or was another one; to do."""
+        """Tell what is left to do of the run, by what is in its directory.
+
+        done; to evaluate; to repeat, where a run broke off or was another one; to do.
+        """
         if not self.directory.exists():
             return "to do"
         try:
@@ -101,7 +101,7 @@ class Planned:
         return "done" if self._is_evaluated() else "to evaluate"
 
     def _is_this(self, result: Mapping[str, Any]) -> bool:
-        """Whether a result is of this very run, and not of one put in its place."""
+        """Tell if a result is of this very run, and not of one put in its place."""
         budget, config = result["budget"], result["config"]
         asked = {"env.seed": self.seed, **self.suite.settings}
         return (
@@ -114,7 +114,7 @@ class Planned:
         )
 
     def _is_evaluated(self) -> bool:
-        """By the protocol that the benchmark evaluates with."""
+        """Tell if the checkpoint was evaluated by the protocol of the benchmark."""
         try:
             evaluation = read_document(self.evaluation, EVALUATION_KEYS)
         except ConfigError:
@@ -130,7 +130,7 @@ class Planned:
         pairs = [f"{k}={'auto' if v is None else v}" for k, v in self.suite.settings.items()]
         settings = [word for pair in pairs for word in ("--set", pair)]
         return [
-            sys.executable, str(ROOT / SCRIPTS[self.arm]), "--env", self.game,
+            sys.executable, str(ROOT / ARMS[self.arm].script), "--env", self.game,
             "--seed", str(self.seed), "--duration", str(self.suite.hours),
             "--output-dir", str(self.directory), "--overwrite", *settings,
         ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Does what is left of a benchmark, one run after the other, and compares.
+"""Does what is left of a benchmark, one run after the other, and compares the runs.
 
 Every run is the entry script that a user would call, in a process of its own. What is finished is
 not done again, so a benchmark goes on where it was interrupted.
@@ -25,14 +25,14 @@ from rl_bench.report.load import (
 from rl_bench.report.write import write_comparison
 from rl_bench.terminal import Output
 
-# For the plan: starting and saving a run, and an episode of evaluation on two level sets.
+# Estimates for the plan: to start and save a run; to evaluate an episode on two level sets.
 OVERHEAD_SECONDS, EPISODE_SECONDS = 12.0, 0.04
-# A command that takes longer than this many times the training time, and a margin, hangs.
+# A command counts as hung after this many times the training time, and a margin.
 PATIENCE, MARGIN_SECONDS = 1.5, 1800.0
 
 
 def run_suite(suite: Suite, guard: SignalGuard) -> int:
-    """Do what is left of a benchmark, then compare; returns the exit code.
+    """Do what is left of a benchmark, then compare; return the exit code.
 
     A run that fails is named and the others go on; the exit code is 1 then.
     Raises: ConfigError where the directory holds another benchmark; Interrupted.
@@ -91,7 +91,7 @@ def _duration(seconds: float) -> str:
 
 
 def _do(out: Output, run: Planned, guard: SignalGuard, count: str) -> bool:
-    """Train and evaluate one run; a line for it. Returns whether it is done."""
+    """Train and evaluate one run, and print a line for it; return if it is done."""
     started = time.monotonic()
     run.log.parent.mkdir(parents=True, exist_ok=True)
     commands = [] if run.state() == "to evaluate" else [run.training_command()]

@@ -1,4 +1,4 @@
-"""One command of a benchmark in a process of its own: its time limit, signals, and its end."""
+"""Runs one command of a benchmark in a process of its own, with a time limit and signals."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ def why(code: int, log: Path) -> str:
 
 
 def call(command: Sequence[str], log: Path, guard: SignalGuard, *, limit: float) -> int:
-    """Run a command to its end, or to its `limit` in seconds.
+    """Run a command to its end, or to its `limit` in seconds; return its exit code.
 
-    A signal is passed on to it once, and it may take its time to save; whoever insists does not
-    wait. Whatever happens, none of its processes is left.
+    A first signal is passed on to it, and it has time to save; a second one ends it at once.
+    Whatever happens, none of its processes is left.
     """
     with open(log, "ab") as output:
         process = subprocess.Popen(
@@ -57,7 +57,7 @@ def call(command: Sequence[str], log: Path, guard: SignalGuard, *, limit: float)
 
 
 def _end(process: subprocess.Popen) -> None:
-    """Two signals: the second one tells a run to end at once. Then all of its session is killed."""
+    """Send up to two SIGTERM, of which the second ends a run at once; at last kill its session."""
     for signum in (signal.SIGTERM, signal.SIGTERM, signal.SIGKILL):
         try:
             if signum == signal.SIGKILL:
@@ -71,7 +71,7 @@ def _end(process: subprocess.Popen) -> None:
 
 
 def _end_with_parent(parent: int) -> None:
-    """In the child: be sent SIGTERM when the benchmark itself is killed (Linux)."""
+    """Have the kernel send the child SIGTERM when the benchmark itself is killed (Linux)."""
     if PRCTL is not None:  # elsewhere the run ends with its budget
         PRCTL(PR_SET_PDEATHSIG, signal.SIGTERM)
         if os.getppid() != parent:  # it was killed before this was said

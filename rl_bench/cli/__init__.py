@@ -1,4 +1,4 @@
-"""The command line: what the entry scripts call.
+"""Implements the command line, which the entry scripts call.
 
 Heavy modules are imported inside functions, so that `--help` and a mistake answer at once.
 """

@@ -1,4 +1,4 @@
-"""`run_benchmark.py`, which `make benchmark` calls: train, evaluate and compare many runs."""
+"""Implements `run_benchmark.py`, which `make benchmark` calls: trains, evaluates and compares."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rl_bench.benchmark.arms import ARMS, DEFAULT_ARMS
 from rl_bench.cli.command import OneLineParser, run_command
 from rl_bench.config.files import Layer, build_config, coerce, layer_from_flags
 from rl_bench.config.schema import EnvConfig
 from rl_bench.errors import ConfigError
 from rl_bench.interrupts import SignalGuard
 
-ARMS = ("ppo_sequential", "ppo_parallel", "impala_sequential", "impala_parallel")
 # Settings that the benchmark has flags for, or decides itself.
 OWN = ("env.name", "env.seed", "training.duration_hours", "training.total_timesteps", "logging.")
 
 
 def benchmark(argv: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code."""
+    """Run the command with arguments `argv`, or the process's own; return the exit code."""
     return run_command(_benchmark, argv)
 
 
@@ -34,9 +34,9 @@ def benchmark_parser() -> OneLineParser:
         "--arms",
         metavar="ARM",
         nargs="+",
-        default=list(ARMS),
-        choices=ARMS,
-        help=f"among {', '.join(ARMS)} [all]",
+        default=list(DEFAULT_ARMS),
+        choices=list(ARMS),
+        help=f"among {', '.join(ARMS)} [{' '.join(DEFAULT_ARMS)}]",
     )
     add(
         "--seeds",
@@ -78,12 +78,14 @@ def _benchmark(guard: SignalGuard, argv: list[str]) -> int:
 
 
 def make_suite(arguments: argparse.Namespace) -> Any:
-    """Names, types and ranges are checked; what does not go together, the runs will say.
+    """Make a suite of the arguments, after checking names, types and ranges.
+
+    What does not go together, the runs will say.
 
     Raises: ConfigError.
     """
     from rl_bench.benchmark.plan import Suite
-    from rl_bench.envs import canonical_name, check_env
+    from rl_bench.envs import canonical_name, find_env
 
     settings = dict(_checked_setting(pair) for pair in arguments.set)
     seeds = [coerce("env.seed", seed, "--seeds") for seed in arguments.seeds]
@@ -93,7 +95,7 @@ def make_suite(arguments: argparse.Namespace) -> Any:
             raise ConfigError(f"--{key}: one is named twice ({', '.join(map(str, values))})")
     env = build_config(Layer("--set", settings)).env
     for game in games:
-        check_env(EnvConfig(**{**vars(env), "name": game}))
+        find_env(EnvConfig(**{**vars(env), "name": game}))
     hours = coerce("training.duration_hours", arguments.duration, "--duration")
     if arguments.num_episodes < 1:
         raise ConfigError(f"--num-episodes: {arguments.num_episodes} is too small; the least is 1")

@@ -1,4 +1,4 @@
-"""What all commands share: the parser, signals, and the one line that answers a failure."""
+"""Provides what all commands share: the parser, signals, the one line that answers a failure."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class OneLineParser(argparse.ArgumentParser):
         raise ConfigError(f"{message}; {self.prog} --help lists the flags")
 
     def add_config(self) -> None:
-        """`--config FILE`: a YAML file of flags, without their dashes; flags given win."""
+        """Add `--config FILE`: a YAML file of flags, without their dashes; flags given win."""
         self.add_argument("--config", metavar="FILE", help="YAML file with any of these flags")
 
     def parse_strictly(self, argv: Sequence[str]) -> argparse.Namespace:
@@ -43,7 +43,7 @@ class OneLineParser(argparse.ArgumentParser):
         return arguments
 
     def parse_with_config(self, argv: Sequence[str]) -> argparse.Namespace:
-        """As `parse_strictly`, the flags of a `--config` file coming before those of `argv`."""
+        """Parse like `parse_strictly`, with the flags of a `--config` file before `argv`."""
         config = self.parse_strictly(argv).config
         return self.parse_strictly([*self._flags_in(Path(config)), *argv] if config else argv)
 
@@ -84,7 +84,7 @@ class OneLineParser(argparse.ArgumentParser):
 def run_command(
     body: Callable[[SignalGuard, list[str]], int], argv: Sequence[str] | None = None
 ) -> int:
-    """Run `body(guard, argv)`; returns the exit code.
+    """Run `body(guard, argv)`; return the exit code.
 
     0 success; 2 a user's mistake, with one line on stderr; 130 after Ctrl+C; 143 after SIGTERM;
     1 any other failure, with one line on stderr.
@@ -107,7 +107,7 @@ def run_command(
 
 
 def _answer(error: Exception, guard: SignalGuard) -> int:
-    """One line for the user, and the exit code. What is no error of the user's is raised again."""
+    """Print one line for the user and return the exit code; raise again what is a bug."""
     if guard.raised:
         say(f"{Interrupted(guard.received or signal.SIGINT)}: stopped")
         return guard.exit_code
@@ -124,7 +124,7 @@ def _answer(error: Exception, guard: SignalGuard) -> int:
 
 
 def require_python() -> None:
-    """Raises: ConfigError outside Python 3.10 to 3.12."""
+    """Refuse Pythons other than 3.10 to 3.12. Raises: ConfigError."""
     if not (3, 10) <= sys.version_info[:2] <= (3, 12):
         version = ".".join(map(str, sys.version_info[:3]))
         raise ConfigError(f"Python 3.10, 3.11 or 3.12 is needed, this is {version}")

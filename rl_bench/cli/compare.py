@@ -1,4 +1,4 @@
-"""`compare_results.py`: finished runs against each other."""
+"""Implements `compare_results.py`: compares finished runs with each other."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ HOURS = (Path("benchmarks/sequential_1h"), Path("benchmarks/parallel_1h"))
 
 
 def compare(argv: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code."""
+    """Run the command with arguments `argv`, or the process's own; return the exit code."""
     return run_command(_compare, argv)
 
 
@@ -74,7 +74,7 @@ def _compare(guard: SignalGuard, argv: list[str]) -> int:
 def named_runs(
     sequential: Sequence[str], parallel: Sequence[str], runs: Sequence[str]
 ) -> dict[str, list[str]]:
-    """Label → directories. Raises: ConfigError."""
+    """Name the runs that flags give, as label → directories. Raises: ConfigError."""
     named: dict[str, list[str]] = {}
     if sequential:
         named["Sequential"] = [d for part in sequential for d in _matching(part)]
@@ -91,14 +91,17 @@ def named_runs(
 
 
 def _matching(pattern: str) -> list[str]:
-    """The directories of a pattern; a name that exists, or matches none, stands for itself."""
+    """List the directories of a pattern; one that exists, or matches none, stands for itself."""
     if Path(pattern).exists():
         return [pattern]
     return sorted(path for path in glob.glob(pattern) if Path(path).is_dir()) or [pattern]
 
 
 def _found() -> dict[str, list[str]]:
-    """The guide's two directories, or all finished timed runs. Raises: ConfigError."""
+    """Find the training guide's two directories, or else all finished timed runs.
+
+    Raises: ConfigError.
+    """
     from rl_bench.report.load import RESULT, find_arms
 
     if all((place / RESULT).exists() for place in HOURS):

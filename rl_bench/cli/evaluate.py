@@ -1,21 +1,25 @@
-"""`evaluate_universal.py` and `evaluate.py`: a checkpoint on levels it knows and has not seen."""
+"""Implements `evaluate_universal.py` and `evaluate.py`: evaluates a checkpoint."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
+from rl_bench.agents import ALGORITHMS
 from rl_bench.cli.command import OneLineParser, run_command
 from rl_bench.errors import CheckpointError, ConfigError
+from rl_bench.experiment.mode import Mode, newest, newest_checkpoint_in
 from rl_bench.interrupts import SignalGuard
 
-ALGORITHMS = ("ppo", "impala")
 # Where training leaves checkpoints unless told otherwise.
 PLACES = ("checkpoints", "benchmarks")
 
 
 def evaluate(argv: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code. After a signal nothing is written."""
+    """Run the command with arguments `argv`, or the process's own; return the exit code.
+
+    After a signal nothing is written.
+    """
     return run_command(_evaluate, argv)
 
 
@@ -30,8 +34,8 @@ def evaluation_parser() -> OneLineParser:
     add("--checkpoint", metavar="PATH", type=Path,
         help="checkpoint, or directory of a run [the newest final one under checkpoints/ and "
              "benchmarks/]")
-    add("--algorithm", metavar="NAME", choices=ALGORITHMS,
-        help="ppo or impala; an error where the checkpoint is of the other [as in the checkpoint]")
+    add("--algorithm", metavar="NAME", choices=list(ALGORITHMS),
+        help=f"{', '.join(ALGORITHMS)}; an error where the checkpoint is another's [its own]")
     add("--num-episodes", metavar="N", type=int, default=100,
         help="episodes on each set of levels [100]")
     add("--deterministic", action="store_true",
@@ -92,16 +96,15 @@ def _evaluate(guard: SignalGuard, argv: list[str]) -> int:
 
 
 def find_checkpoint(path: Path | None, algorithm: str | None) -> Path:
-    """The file itself; the final, else the newest one of a directory; else the newest final one.
+    """Find a checkpoint: `path` itself or, of a directory, its final one, else its newest.
 
-    Raises: CheckpointError.
+    Without a path it is the newest final one of `algorithm`, or of any. Raises: CheckpointError.
     """
     if path is None:
         return _newest_final(algorithm)
     if not path.is_dir():
         return path
-    inside = path / "checkpoints" if (path / "checkpoints").is_dir() else path
-    found = _newest(inside.glob("*_final.pt")) or _newest(inside.glob("*_step_*.pt"))
+    found = newest_checkpoint_in(path)
     if found is None:
         raise CheckpointError(f"--checkpoint: there is no checkpoint in '{path}'")
     return found
@@ -109,17 +112,14 @@ def find_checkpoint(path: Path | None, algorithm: str | None) -> Path:
 
 def _newest_final(algorithm: str | None) -> Path:
     pattern = f"**/{algorithm or '*'}_*_final.pt"
-    found = _newest(path for place in PLACES for path in Path(place).glob(pattern))
+    found = newest(path for place in PLACES for path in Path(place).glob(pattern))
     if found is None:
-        script = "train_impala_sequential_timed.py" if algorithm == "impala" else "train_timed.py"
-        target = "train-impala-timed" if algorithm == "impala" else "train-timed"
+        name = algorithm or "ppo"
+        mode = Mode(name, ALGORITHMS[name].rollouts[0], "wall_clock")
         kind = f"{algorithm} " if algorithm else ""
         raise CheckpointError(
-            f"no final {kind}checkpoint under {' or '.join(PLACES)}/; `make {target} "
-            f"DURATION=0.1` (or python {script}) makes one, --checkpoint names another"
+            f"no final {kind}checkpoint under {' or '.join(PLACES)}/; "
+            f"`make {mode.make_target} DURATION=0.1` (or python {mode.script}) makes one, "
+            "--checkpoint names another"
         )
     return found
-
-
-def _newest(paths: Iterable[Path]) -> Path | None:
-    return max(paths, key=lambda path: path.stat().st_mtime, default=None)

@@ -1,4 +1,4 @@
-"""The training scripts: every flag is described here, once."""
+"""Implements the training scripts; every flag is described here, once."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from rl_bench.agents import ALGORITHMS
 from rl_bench.cli.command import OneLineParser, run_command
 from rl_bench.config.files import (
     Layer,
@@ -20,14 +21,15 @@ from rl_bench.config.files import (
     schema,
 )
 from rl_bench.errors import ConfigError
-from rl_bench.experiment.mode import Mode
+from rl_bench.experiment.mode import WORKER_MODULES, Mode
 from rl_bench.interrupts import SignalGuard
+from rl_bench.terminal import Output
 from rl_bench.workers import fork_server
 
 
 @dataclass(frozen=True)
 class Flag:
-    """A flag that is one setting of the schema; its help and its default come from there."""
+    """Names a flag that is one setting of the schema; its help and default come from there."""
 
     flag: str
     setting: str
@@ -58,7 +60,6 @@ STOP_FLAGS = {
     "timesteps": Flag("--total-timesteps", "training.total_timesteps", "STEPS"),
     "wall_clock": Flag("--duration", "training.duration_hours", "HOURS"),
 }
-PPO_FLAGS = (Flag("--n-epochs", "training.n_epochs", "N"),)
 PARALLEL_FLAGS = (
     Flag("--num-workers", "parallel.num_workers", "N"),
     Flag("--num-actors", "parallel.num_workers", "N"),
@@ -72,12 +73,17 @@ def flags_of(mode: Mode) -> tuple[Flag, ...]:
         STOP_FLAGS[mode.stop],
         *COMMON_FLAGS,
         *(PARALLEL_FLAGS if mode.rollouts == "parallel" else ()),
-        *(PPO_FLAGS if mode.algorithm == "ppo" else ()),
+        *(_own_flag(setting) for setting in ALGORITHMS[mode.algorithm].flags),
     )
 
 
+def _own_flag(setting: str) -> Flag:
+    """Make the flag of a setting that an algorithm names in its row of the table."""
+    return Flag(f"--{setting.split('.')[1].replace('_', '-')}", setting, "VALUE")
+
+
 def training_parser(mode: Mode) -> OneLineParser:
-    """The parser of one training script, made from the flags that its mode has."""
+    """Make the parser of one training script from the flags that its mode has."""
     parser = OneLineParser(f"{mode.title}. Flags win over --config, which wins over the defaults.")
     parser.add_argument("--config", metavar="FILE", help="YAML file with settings")
     for flag in flags_of(mode):
@@ -104,13 +110,26 @@ def training_parser(mode: Mode) -> OneLineParser:
         help="go on from the newest checkpoint of the output directory, or from PATH",
     )
     group.add_argument(
+        "--init-from",
+        metavar="CHECKPOINT",
+        type=Path,
+        help="begin with the weights and statistics of another run's checkpoint, or of the newest "
+        "in its directory; with a new budget, and in any environment with the same spaces",
+    )
+    parser.add_argument(
+        "--print-config",
+        action="store_true",
+        help="print every setting as this run would have it, with where it comes from, and end",
+    )
+    parser.add_argument("--json", action="store_true", help="with --print-config: as JSON")
+    parser.add_argument(
         "--overwrite", action="store_true", help="delete an earlier run in the output directory"
     )
     return parser
 
 
 def parse_settings(parser: OneLineParser, mode: Mode, argv: Sequence[str]) -> Any:
-    """Parsed arguments and the settings they make. Raises: ConfigError."""
+    """Parse the arguments; return them and the settings they make. Raises: ConfigError."""
     arguments = parser.parse_strictly(argv)
     given = [
         (flag.flag, flag.setting, getattr(arguments, flag.flag[2:].replace("-", "_")))
@@ -125,13 +144,15 @@ def parse_settings(parser: OneLineParser, mode: Mode, argv: Sequence[str]) -> An
     layers = [load_yaml(arguments.config)] if arguments.config else []
     layers.append(layer_from_flags(flags))
     merged: dict[str, Any] = {}
+    origins: dict[str, str] = {}
     for layer in layers:
         merged.update(layer.values)
-    return arguments, Layer("this command", settle_output(merged, layers, mode))
+        origins |= {name: layer.origin(name) for name in layer.values}
+    return arguments, Layer("this command", settle_output(merged, layers, mode), origins)
 
 
 def settle_output(merged: dict[str, Any], layers: Sequence[Layer], mode: Mode) -> dict[str, Any]:
-    """A timed run's files go under one directory, whatever folders a YAML file names.
+    """Put a timed run's files under one directory, whatever folders a YAML file names.
 
     Flags for single folders still win: whoever types them means them.
     """
@@ -143,7 +164,7 @@ def settle_output(merged: dict[str, Any], layers: Sequence[Layer], mode: Mode) -
 
 
 def train(algorithm: str, rollouts: str, stop: str, argv: Sequence[str] | None = None) -> int:
-    """Entry point of the training scripts; returns the exit code (`run_command` lists them).
+    """Run a training script; return the exit code (`run_command` lists them).
 
     A traceback goes into the run's run.log.
     """
@@ -153,12 +174,12 @@ def train(algorithm: str, rollouts: str, stop: str, argv: Sequence[str] | None =
 
 
 def begin_to_load(mode: Mode, env: str) -> None:
-    """What takes seconds beside our own imports, in this process or in the workers' fork server."""
-    from rl_bench.envs import modules_to_begin_with
+    """Begin to load what takes seconds, beside our own imports: here or in the fork server."""
+    from rl_bench.envs import modules_to_preload
 
-    modules = modules_to_begin_with(env)
+    modules = modules_to_preload(env)
     if mode.rollouts == "parallel":
-        fork_server.launch(modules)
+        fork_server.launch((*modules, *WORKER_MODULES))
         return
     for name in modules:
         importlib.import_module(name)
@@ -173,18 +194,30 @@ def _train(mode: Mode, guard: SignalGuard, argv: list[str], started: float) -> i
     if mode.timed and not named and not arguments.resume:
         stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
         directory = f"benchmarks/{mode.stem}_{stamp}"
-        settings = Layer(settings.source, {**settings.values, "logging.output_dir": directory})
-    if not arguments.resume:  # whose checkpoint knows the rest
+        values = {**settings.values, "logging.output_dir": directory}
+        settings = Layer(settings.source, values, settings.origins)
+    if not arguments.resume and not arguments.print_config:  # whose checkpoint knows the rest
         begin_to_load(mode, build_config(settings).env.name)
+    if arguments.json and not arguments.print_config:
+        raise ConfigError("--json: goes with --print-config; results are written as JSON anyway")
     with guard.importing():  # torch and all that, after the cheap checks
         from rl_bench.experiment import run
+        from rl_bench.experiment.request import Request
 
+    if arguments.print_config:
+        from rl_bench.experiment.show_config import show_config
+
+        out = Output()
+        for line in show_config(mode, settings, arguments.resume, as_json=arguments.json):
+            out.line(line)
+        return 0
     command = f"python {Path(sys.argv[0]).name} --config <this file> --output-dir <directory>"
     return run.run(
-        run.Request(
+        Request(
             mode=mode,
             settings=settings,
             resume=arguments.resume,
+            init_from=arguments.init_from,
             overwrite=arguments.overwrite,
             command=command,
             started=started,

@@ -1,1 +1,1 @@
-"""Holds the settings: their schema, how files and flags become one, what follows from what."""
+"""Holds the settings: defines their schema, merges files and flags, derives some from others."""

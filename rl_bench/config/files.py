@@ -1,4 +1,4 @@
-"""How YAML files, flags and defaults become one configuration, and how it is written down.
+"""Merges YAML files, flags and defaults into one configuration, and writes it down.
 
 Precedence: defaults < YAML < flags. Every value is checked for its name, type and range here,
 with the place it came from in the message.
@@ -11,7 +11,7 @@ import difflib
 import types
 import typing
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,14 +35,22 @@ SECTIONS: dict[str, type] = {
 
 @dataclass(frozen=True)
 class Layer:
-    """Settings from one place: dotted names to raw values."""
+    """Holds settings from one place: dotted names to raw values.
+
+    `origins` says more exactly where some of them come from, as a flag or a file.
+    """
 
     source: str
     values: Mapping[str, Any]
+    origins: Mapping[str, str] = field(default_factory=dict)
+
+    def origin(self, name: str) -> str:
+        """Say where a setting of this layer comes from."""
+        return self.origins.get(name, self.source)
 
 
 def schema() -> dict[str, dataclasses.Field]:
-    """Every setting by its dotted name."""
+    """Return every setting by its dotted name."""
     return {
         f"{section}.{f.name}": f
         for section, cls in SECTIONS.items()
@@ -67,7 +75,7 @@ def load_yaml(path: str | Path) -> Layer:
 
 
 def layer_from_sections(document: Any, *, source: str) -> Layer:
-    """Nested sections → dotted names, second names resolved. Raises: ConfigError."""
+    """Make a layer of nested sections: dotted names, aliases resolved. Raises: ConfigError."""
     if not isinstance(document, dict):
         raise ConfigError(f"{source}: expected sections such as 'env:' and 'training:'")
     values: dict[str, Any] = {}
@@ -82,11 +90,13 @@ def layer_from_sections(document: Any, *, source: str) -> Layer:
 
 
 def layer_from_flags(settings: Iterable[tuple[str, str, Any]]) -> Layer:
-    """(flag, dotted name, raw value) of each flag given. Raises: ConfigError."""
+    """Make a layer of the (flag, dotted name, raw value) of flags given. Raises: ConfigError."""
     values: dict[str, Any] = {}
+    origins: dict[str, str] = {}
     for flag, name, value in settings:
         _insert(values, name, value, flag)
-    return Layer("flags", values)
+        origins[ALIASES.get(name, name)] = flag
+    return Layer("flags", values, origins)
 
 
 def _insert(values: dict[str, Any], name: str, raw: Any, source: str) -> None:
@@ -104,7 +114,7 @@ def _insert(values: dict[str, Any], name: str, raw: Any, source: str) -> None:
 
 
 def _nearest(name: Any, candidates: Iterable[str]) -> str:
-    """The closest known name, or what the section knows where none is close.
+    """Suggest the closest known name, or list those of the section where none is close.
 
     Dotted names are compared by their keys, first within their section.
     """
@@ -130,7 +140,7 @@ def build_config(*layers: Layer) -> Config:
 
 
 def coerce(name: str, raw: Any, source: str) -> Any:
-    """One raw value → its type, within its range.
+    """Convert one raw value to its setting's type, and check that it is within its range.
 
     `1e-4` and `25_000_000` are numbers however YAML read them. Raises: ConfigError.
     """
@@ -194,7 +204,7 @@ def _check_range(where: str, value: Any, limits: Mapping[str, Any]) -> None:
 
 
 def to_yaml(config: Config, *, comment: str = "") -> str:
-    """The resolved configuration as a file that `--config` takes back."""
+    """Return the configuration as YAML that `--config` accepts again."""
     import yaml
 
     lines = "".join(f"# {line}\n" for line in comment.splitlines())

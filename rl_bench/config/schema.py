@@ -1,7 +1,7 @@
-"""The configuration: one schema of typed sections, what each setting means and may be.
+"""Defines the configuration: typed sections, and what each setting means and may be.
 
-Knows the settings' names, types and ranges; `config_files.py` knows how YAML and flags become
-one. A checkpoint and `config.yaml` hold the resolved form of this.
+Knows the settings' names, types and ranges; `config/files.py` knows how YAML and flags become one.
+A checkpoint and `config.yaml` hold the resolved form of this.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def setting(
     above: float | None = None,
     choices: tuple[str, ...] | None = None,
 ) -> Any:
-    """A field with its meaning and its range; `above` is an excluded lower bound."""
+    """Define a setting with its meaning and its range; `above` is an excluded lower bound."""
     metadata = {
         "help": help,
         "minimum": minimum,
@@ -57,7 +57,10 @@ class TrainingConfig:
         1.0, "wall-clock budget in hours (runs that stop on the clock)", above=0.0
     )
     batch_size: int | None = setting(
-        None, "timesteps per minibatch; auto: 1024 for PPO, 256 for IMPALA", minimum=2
+        None,
+        "timesteps per minibatch; auto: what divides the rollout, nearest to 1024 for PPO and 256 "
+        "for IMPALA; A2C and A3C take the whole rollout",
+        minimum=2,
     )
     n_epochs: int = setting(4, "passes over each rollout (PPO)", minimum=1)
     learning_rate: float = setting(5e-4, "step size of the optimiser", above=0.0)
@@ -67,7 +70,9 @@ class TrainingConfig:
         choices=("linear", "constant"),
     )
     gamma: float = setting(0.999, "discount per step", minimum=0.0, maximum=1.0)
-    gae_lambda: float = setting(0.95, "decay of the GAE trace (PPO)", minimum=0.0, maximum=1.0)
+    gae_lambda: float = setting(
+        0.95, "decay of the GAE trace (PPO, A2C, A3C)", minimum=0.0, maximum=1.0
+    )
     clip_range: float = setting(0.2, "PPO's clip range of the probability ratio", above=0.0)
     clip_value_loss: bool = setting(True, "clip the values by clip_range too (PPO)")
     normalise_advantages: bool = setting(True, "per minibatch, to mean 0 and deviation 1 (PPO)")
@@ -78,6 +83,9 @@ class TrainingConfig:
     )
     normalise_rewards: bool | None = setting(
         None, "divide rewards by the spread of the return; auto: on for Procgen"
+    )
+    normalise_observations: bool | None = setting(
+        None, "shift and scale observations to mean 0 and deviation 1; auto: on for vectors"
     )
     target_kl: float | None = setting(
         None, "stop an update's epochs above 1.5 times this KL; none: never", above=0.0
@@ -130,6 +138,18 @@ class ImpalaConfig:
 
 
 @dataclass(frozen=True)
+class A2CConfig:
+    """Holds the settings of A2C and A3C."""
+
+    normalise_advantages: bool = setting(False, "per rollout, to mean 0 and deviation 1")
+    optimiser: str = setting("adam", "how to step", choices=("adam", "rmsprop"))
+    rmsprop_eps: float = setting(1e-5, "what RMSProp adds to its divisor", above=0.0)
+    entropy_coef: float = setting(0.01, "weight of the entropy bonus", minimum=0.0)
+    value_coef: float = setting(0.5, "weight of the value loss", minimum=0.0)
+    max_grad_norm: float = setting(0.5, "largest norm of the gradient", above=0.0)
+
+
+@dataclass(frozen=True)
 class ParallelConfig:
     num_workers: int | None = setting(None, "worker processes; auto: from the cores", minimum=1)
     num_envs_per_worker: int | None = setting(
@@ -139,8 +159,8 @@ class ParallelConfig:
     max_policy_lag: int | None = setting(
         None,
         "updates that the weights behind a trajectory may be old when it is learned from; what is "
-        "older is dropped and counted; 0: workers wait for the newest; auto: 0 for PPO, which "
-        "needs it, and on one core, else 8",
+        "older is dropped and counted; 0: workers wait for the newest; auto: 0 for PPO and A2C, "
+        "which need it, 8 for IMPALA (0 on one core), 100 for A3C",
         minimum=0,
     )
     gradient: str = setting(
@@ -205,6 +225,7 @@ class Config:
     env: EnvConfig = field(default_factory=EnvConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     impala: ImpalaConfig = field(default_factory=ImpalaConfig)
+    a2c: A2CConfig = field(default_factory=A2CConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     hardware: HardwareConfig = field(default_factory=HardwareConfig)
@@ -214,7 +235,7 @@ class Config:
         return dataclasses.asdict(self)
 
     def replace(self, **changes: Any) -> Config:
-        """A copy with settings changed, named `section__key`."""
+        """Return a copy with settings changed, named `section__key`."""
         sections: dict[str, dict[str, Any]] = {}
         for name, value in changes.items():
             section, key = name.split("__")

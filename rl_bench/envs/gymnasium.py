@@ -1,7 +1,8 @@
-"""Any Gymnasium id, through Gymnasium's own vector API."""
+"""Steps any Gymnasium environment through Gymnasium's own vector API."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,12 +11,36 @@ import numpy as np
 from gymnasium.spaces import Box, Discrete
 from gymnasium.vector import AutoresetMode
 
-from rl_bench.envs.base import Step
+from rl_bench.config.schema import EnvConfig
+from rl_bench.envs.base import EnvSpec, Step
 from rl_bench.errors import ConfigError
+
+# A discount of .999, which suits Procgen, looks 1,000 steps ahead; few tasks here are that long.
+DEFAULTS = {"training.gamma": 0.99}
+
+
+def spec(config: EnvConfig) -> EnvSpec:
+    """Describe a Gymnasium environment. Raises: ConfigError when it cannot be made."""
+    observations, actions = spaces_of(config.name)
+    return EnvSpec(
+        name=config.name,
+        description=config.name,
+        observation_space=observations,
+        action_space=actions,
+        make=functools.partial(make, config.name),
+        defaults=DEFAULTS,
+    )
+
+
+def make(
+    name: str, num_envs: int, *, seed: int, first_index: int, num_threads: int, native: bool
+) -> GymnasiumVectorEnv:
+    """Make environments, stepped by the caller (`base.MakeVectorEnv`)."""
+    return GymnasiumVectorEnv(name, num_envs, seed=seed)
 
 
 def spaces_of(name: str) -> tuple[gymnasium.Space, gymnasium.Space]:
-    """Spaces of observations and actions.
+    """Make one environment to ask for its spaces of observations and actions.
 
     Raises: ConfigError when Gymnasium does not know the id or cannot make it.
     """
@@ -37,7 +62,7 @@ def spaces_of(name: str) -> tuple[gymnasium.Space, gymnasium.Space]:
 
 
 class GymnasiumVectorEnv:
-    """B copies of a Gymnasium environment in this process.
+    """Steps B copies of a Gymnasium environment in this process.
 
     Floats are float32. Box actions are clipped to the bounds here, so a policy may go beyond.
     Gymnasium has no snapshots: after a resume the episodes start anew (`get_state` is None).

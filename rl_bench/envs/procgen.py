@@ -1,4 +1,4 @@
-"""Procgen, stepped as one vectorised native environment.
+"""Steps Procgen as one vectorised native environment.
 
 All options are checked here first: the C++ answers a bad one by ending the process. Procgen
 restarts episodes inside and hides its time limit, so every end counts as terminal.
@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import functools
 from collections.abc import Sequence
 
 import gymnasium
 import numpy as np
 
 from rl_bench.config.schema import EnvConfig
-from rl_bench.envs.base import Step
+from rl_bench.envs.base import EnvSpec, Step
 from rl_bench.errors import ConfigError
 
 GAMES = (
@@ -29,7 +30,9 @@ MAX_LEVEL = 2**31 - 1
 
 
 def game_of(name: str) -> str | None:
-    """`coinrun`, `procgen-coinrun-v0` and `procgen:procgen-coinrun-v0` → `coinrun`; else None.
+    """Find the game: `coinrun` for `coinrun`, `procgen-coinrun-v0`, `procgen:procgen-coinrun-v0`.
+
+    None for other ids.
 
     Raises: ConfigError for an id of Procgen's form whose game does not exist.
     """
@@ -47,7 +50,7 @@ def game_of(name: str) -> str | None:
 
 
 def modes_of(game: str) -> tuple[str, ...]:
-    """The distribution modes that a game supports."""
+    """List the distribution modes that a game supports."""
     extreme = ("extreme",) if game in EXTREME_GAMES else ()
     memory = ("memory",) if game in MEMORY_GAMES else ()
     return ALL_MODES + extreme + memory
@@ -82,8 +85,40 @@ FRAMES = gymnasium.spaces.Box(0, 255, (64, 64, 3), np.uint8)
 ACTIONS = gymnasium.spaces.Discrete(NUM_ACTIONS)
 
 
+PRELOAD = ("rl_bench.envs.procgen_assets",)
+
+
+def spec(config: EnvConfig) -> EnvSpec:
+    """Describe a game. Raises: ConfigError from `check`."""
+    check(config)
+    name = f"procgen-{game_of(config.name)}-v0"
+    return EnvSpec(
+        name=name,
+        description=f"{name} ({config.distribution_mode}, {config.num_levels} levels from "
+        f"{config.start_level})",
+        observation_space=FRAMES,
+        action_space=ACTIONS,
+        make=functools.partial(make, config),
+        scales_rewards=True,
+        preload=PRELOAD,
+    )
+
+
+def make(
+    config: EnvConfig,
+    num_envs: int,
+    *,
+    seed: int,
+    first_index: int,
+    num_threads: int,
+    native: bool,
+) -> ProcgenVectorEnv:
+    """Make environments of one game (`base.MakeVectorEnv`)."""
+    return ProcgenVectorEnv(config, num_envs, seed=seed, num_threads=num_threads, native=native)
+
+
 class ProcgenVectorEnv:
-    """B copies of one Procgen game. Seeded completely: `seed` chooses the sequence of levels.
+    """Steps B copies of one Procgen game. Seeded completely: `seed` chooses the sequence of levels.
 
     Shapes: observations [B, 64, 64, 3] uint8; actions [B] in 0..14.
     Raises: ConfigError from `check`.

@@ -1,7 +1,7 @@
-"""Importing this begins to load Procgen's images, 370 MB, for this process and all that it forks.
+"""Begins, once imported, to load Procgen's images, 370 MB, for this process and all that it forks.
 
-C++ does it, in two seconds of a slow core in which Python can import something else; who makes an
-environment meanwhile waits in Procgen until they are there.
+C++ does it, in two seconds of a slow core in which Python can import something else; whoever makes
+an environment meanwhile waits in Procgen until they are there.
 """
 
 import atexit

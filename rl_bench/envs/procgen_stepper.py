@@ -1,4 +1,4 @@
-"""Procgen's environments stepped by native code: together, or apart by the threads that compute.
+"""Steps Procgen's environments by native code: together, or each by itself on torch's threads.
 
 Procgen's own threads would share the cores with torch's, which spin for milliseconds until they are
 needed again, and would have to be woken at every step (measured on a Zen 3, two threads, 32
@@ -16,20 +16,23 @@ from procgen import ProcgenGym3Env
 from procgen.env import MAX_STATE_SIZE
 
 from rl_bench.native import stepping
-from rl_bench.native.library import Prepared
+from rl_bench.native.library import PreparedCall
 
 
 class _Stepped:
-    """What gym3's environments do in a step, in one call; with their interface, as far as it is
-    used here. Frames and rewards lie in the memory of `env`, as they always did."""
+    """Does in one call what gym3's environments do in a step.
+
+    It has as much of their interface as is used here. Frames and rewards lie in the memory of
+    `env`, as they always did.
+    """
 
     def __init__(self, env: ProcgenGym3Env) -> None:
         self._env, self._ffi, self._library = env, env._ffi, env._c_lib
-        self._step: Prepared
+        self._step: PreparedCall
 
-    def _made_ready(self, handles: Sequence[Any]) -> Prepared:
+    def _made_ready(self, handles: Sequence[Any]) -> PreparedCall:
         address, library = self._address, self._library
-        return stepping.made_ready(
+        return stepping.prepare_step(
             act=address(self._ffi.addressof(library, "libenv_act")),
             observe=address(self._ffi.addressof(library, "libenv_observe")),
             handles=[address(handle) for handle in handles],
@@ -44,12 +47,12 @@ class _Stepped:
         self._step()
 
     def observe(self) -> tuple[np.ndarray, dict[str, np.ndarray], np.ndarray]:
-        """What the last step left there."""
+        """Return rewards, observations and first frames' flags, as the last step left them."""
         return self._env._rew, self._env._ob, self._env._first
 
 
 class Together(_Stepped):
-    """`env` as it was made, for one thread."""
+    """Steps `env` as it was made, in one thread."""
 
     def __init__(self, env: ProcgenGym3Env) -> None:
         super().__init__(env)
@@ -67,7 +70,7 @@ class Together(_Stepped):
 
 
 class Apart(_Stepped):
-    """What `env` holds, each in an environment of its own, for torch's threads; `env` is closed.
+    """Steps the copies in `env` as environments of their own, on torch's threads; closes `env`.
 
     They go on from where they stood, in the same memory, and see the same levels.
     """
@@ -76,7 +79,7 @@ class Apart(_Stepped):
         self._handles: list[Any] = []
         super().__init__(env)
         states = env.get_state()
-        env.close()  # before the others are made: what it frees is taken by them
+        env.close()  # before the others are made: they use the memory that it frees
         options, self._options_kept = env._convert_options(self._ffi, self._library, env._options)
         self._buffers = [self._buffers_of(index) for index in range(env.num)]
         self._handles = [self._library.libenv_make(1, options[0]) for _ in self._buffers]
@@ -86,7 +89,7 @@ class Apart(_Stepped):
         self._step = self._made_ready(self._handles)
 
     def _buffers_of(self, index: int) -> tuple[Any, ...]:
-        """For one environment, its rows of all arrays; with what is to be kept alive for it."""
+        """Point one environment at its rows of all arrays; return also what must be kept alive."""
         ffi, every = self._ffi, self._env._c_buffers
         count, infos = self._env.num, len(self._env._info)
         ob, ac = (ffi.new("void *[1]", [b[index]]) for b in (every.ob, every.ac))

@@ -1,7 +1,8 @@
-"""Tiny environments whose every number is known: they prove the plumbing, not the learning."""
+"""Defines tiny environments whose every number is known, which test the plumbing, not learning."""
 
 from __future__ import annotations
 
+import functools
 import os
 import struct
 import time
@@ -11,7 +12,8 @@ import gymnasium
 import numpy as np
 from gymnasium.spaces import Box, Discrete
 
-from rl_bench.envs.base import Step, VectorEnv
+from rl_bench.config.schema import EnvConfig
+from rl_bench.envs.base import EnvSpec, Step, VectorEnv
 from rl_bench.errors import ConfigError
 
 
@@ -63,7 +65,7 @@ class CountingEnv:
 
 
 class IdentityEnv:
-    """Reward 1 for naming the symbol that is shown; ten steps an episode, best return 10."""
+    """Rewards naming the symbol that is shown with 1; ten steps an episode, best return 10."""
 
     num_symbols = 4
     episode_length = 10
@@ -126,6 +128,18 @@ class HangingEnv(CountingEnv):
         return super().step(actions)
 
 
+class StubbornEnv(CountingEnv):
+    """Counts, does not come back from its 50th step, and swallows whatever is raised in it."""
+
+    def step(self, actions: np.ndarray) -> Step:
+        while self.clocks[0] >= 49:
+            try:
+                time.sleep(1.0)
+            except Exception:  # noqa: BLE001 - on purpose
+                continue
+        return super().step(actions)
+
+
 class StillbornEnv(CountingEnv):
     """Raises when it is started."""
 
@@ -157,13 +171,31 @@ TOYS: dict[str, Callable[..., VectorEnv]] = {
     "toy-crashing": CrashingEnv,
     "toy-exiting": ExitingEnv,
     "toy-hanging": HangingEnv,
+    "toy-stubborn": StubbornEnv,
     "toy-stillborn": StillbornEnv,
     "toy-moody": MoodyEnv,
     "toy-nan": NanEnv,
 }
 
 
-def check(name: str) -> None:
-    """Raises: ConfigError for an unknown toy."""
-    if name not in TOYS:
-        raise ConfigError(f"env.name: there is no '{name}'; toy environments: {', '.join(TOYS)}")
+def spec(config: EnvConfig) -> EnvSpec:
+    """Describe a toy environment. Raises: ConfigError for an unknown one."""
+    if config.name not in TOYS:
+        raise ConfigError(
+            f"env.name: there is no '{config.name}'; toy environments: {', '.join(TOYS)}"
+        )
+    env = TOYS[config.name](1, seed=0)
+    return EnvSpec(
+        name=config.name,
+        description=config.name,
+        observation_space=env.observation_space,
+        action_space=env.action_space,
+        make=functools.partial(make, config.name),
+    )
+
+
+def make(
+    name: str, num_envs: int, *, seed: int, first_index: int, num_threads: int, native: bool
+) -> VectorEnv:
+    """Make toy environments, stepped by the caller (`base.MakeVectorEnv`)."""
+    return TOYS[name](num_envs, seed=seed)

@@ -1,1 +1,1 @@
-"""Evaluation of a trained policy on levels that it knows and on levels that it has not seen."""
+"""Evaluates a trained policy on levels that it knows and on levels that it has not seen."""

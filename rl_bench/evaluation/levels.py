@@ -1,4 +1,4 @@
-"""Which levels a policy is evaluated on, and when an episode there was cut by the time limit."""
+"""Decides which levels a policy is evaluated on, and knows their time limits."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from rl_bench.envs.procgen import MAX_LEVEL
 from rl_bench.errors import ConfigError
 
 TRAINING, HELD_OUT, EPISODES = "training", "held_out", "episodes"
-# So many that a level hardly comes twice.
+# So many that a level hardly comes up twice.
 HELD_OUT_LEVELS = 100_000
 
 
 @dataclass(frozen=True)
 class Levels:
-    """Procgen levels [start_level, start_level + num_levels); num_levels 0 is all of them."""
+    """Names Procgen levels [start_level, start_level + num_levels); num_levels 0: all levels."""
 
     start_level: int
     num_levels: int
@@ -43,7 +43,7 @@ class Levels:
 
 @dataclass(frozen=True)
 class LevelSet:
-    """One of the sets that a policy is evaluated on; `levels` is None outside Procgen."""
+    """Names one of the sets that a policy is evaluated on; `levels` is None outside Procgen."""
 
     name: str
     env: EnvConfig
@@ -57,7 +57,7 @@ class LevelSet:
 
 @dataclass(frozen=True)
 class Wanted:
-    """What the user asked for; None: by default."""
+    """Holds what the user asked for; None stands for the default."""
 
     env: str | None = None
     distribution_mode: str | None = None
@@ -67,7 +67,7 @@ class Wanted:
 
 
 def choose(trained: EnvConfig, wanted: Wanted) -> list[LevelSet]:
-    """The level sets to evaluate on: those trained on, and others that were never seen.
+    """Choose the level sets to evaluate on: those trained on, and others that were never seen.
 
     Held-out levels begin where the training levels end. In another game or mode than the one
     trained in, no level was ever seen. Outside Procgen there is one set.
@@ -151,7 +151,7 @@ TIME_LIMITS = {"bigfish": 6000, "bossfight": 4000, "plunder": 4000, "leaper": 50
 
 
 def time_limit(env: EnvConfig) -> int | None:
-    """Steps after which Procgen ends an episode without saying so; None outside Procgen.
+    """Return the steps after which Procgen ends an episode silently; None outside Procgen.
 
     Source: the games' C++ (`timeout`), openai/procgen.
     """

@@ -1,4 +1,4 @@
-"""Plays a fixed number of episodes in each of many environments with a policy that stands still.
+"""Plays a fixed number of episodes in each of many environments with a fixed policy.
 
 For one seed, the k-th episode of environment i is the same level whatever the policy does, so a
 quota for each environment gives every policy the same levels, and short episodes no more weight
@@ -15,16 +15,16 @@ import torch
 
 from rl_bench.envs import VectorEnv
 from rl_bench.errors import WorkerError
-from rl_bench.nets.actor_critic import ActorCritic
+from rl_bench.nets.executor import Executor
 
 MOST_STEPS = 100_000  # without the end of any episode
 
 
 @dataclass
 class Episodes:
-    """Finished episodes in the order of their environments, then of time.
+    """Holds finished episodes in the order of their environments, then of time.
 
-    `returns` are sums of raw rewards, `lengths` are timesteps; `cut`: ended by a time limit.
+    `returns` are sums of raw rewards, `lengths` are timesteps; `cut`: a time limit ended it.
     """
 
     returns: list[float] = field(default_factory=list)
@@ -33,14 +33,14 @@ class Episodes:
 
 
 def quotas(num_episodes: int, num_envs: int) -> np.ndarray:
-    """Episodes of each environment [B]; the first ones play one more where it does not divide."""
+    """Share episodes out over environments [B]; the first ones play one more where uneven."""
     each, more = divmod(num_episodes, num_envs)
     return np.array([each + (i < more) for i in range(num_envs)])
 
 
 @torch.inference_mode()
 def play(
-    policy: ActorCritic,
+    policy: Executor,
     env: VectorEnv,
     *,
     num_episodes: int,
@@ -53,7 +53,7 @@ def play(
     """Play `num_episodes` in all; environments that have played their quota are ignored.
 
     `seed` is that of the sampled actions; the environment has its own. `on_frame` gets every
-    observation that is acted on [B, *] with the number of each environment's episode [B].
+    observation [B, *] that is acted on, and the number of each environment's episode [B].
     Raises: WorkerError when no episode ends within 100,000 steps.
     """
     quota = quotas(num_episodes, env.num_envs)
@@ -94,20 +94,22 @@ def play(
 
 
 def _act(
-    policy: ActorCritic,
+    policy: Executor,
     obs: np.ndarray,
     playing: np.ndarray,
     deterministic: bool,
     generator: torch.Generator,
 ) -> np.ndarray:
-    """Actions [B, …]: of the policy where it still counts, anything elsewhere."""
-    parameters, _ = policy(torch.from_numpy(obs[playing]))
+    """Choose actions [B, …]: the policy's where an episode still counts, 0 elsewhere."""
+    parameters, _ = policy.forward(torch.from_numpy(obs[playing]))
     if deterministic:
-        chosen = policy.head.mode(parameters)
+        chosen = policy.net.distribution.mode(parameters)
     else:
         # For all environments, so that one's actions do not depend on which others still play.
-        noise = policy.head.draw_noise((len(obs),), generator)[torch.from_numpy(playing)]
-        chosen = policy.head.sample(parameters, noise)
+        noise = policy.net.distribution.draw_noise((len(obs),), generator)[
+            torch.from_numpy(playing)
+        ]
+        chosen = policy.net.distribution.sample(parameters, noise)
     actions = np.zeros((len(obs), *chosen.shape[1:]), dtype=chosen.numpy().dtype)
     actions[playing] = chosen.numpy()
     return actions

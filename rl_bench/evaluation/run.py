@@ -1,4 +1,4 @@
-"""One evaluation from start to finish: load, play each level set, print, write."""
+"""Runs one evaluation from start to finish: loads, plays each level set, prints, writes."""
 
 from __future__ import annotations
 
@@ -14,28 +14,29 @@ from typing import Any
 import torch
 
 from rl_bench import storage
+from rl_bench.agents import ALGORITHMS
 from rl_bench.config.files import build_config, layer_from_sections
-from rl_bench.config.schema import Config
-from rl_bench.envs import canonical_name, check_env, make_vector_env
+from rl_bench.config.schema import Config, EnvConfig
+from rl_bench.envs import canonical_name, find_env
 from rl_bench.errors import CheckpointError, ConfigError, StorageError
 from rl_bench.evaluation import levels, play, summary, video
 from rl_bench.evaluation.levels import LevelSet
-from rl_bench.experiment.build import identity_of, make_net
-from rl_bench.experiment.mode import DISPLAY, SCHEMA_VERSION
+from rl_bench.experiment.mode import SCHEMA_VERSION
+from rl_bench.experiment.parts import identity_of, make_net
 from rl_bench.experiment.resolve import choose_kernels
-from rl_bench.nets.actor_critic import ActorCritic
+from rl_bench.nets.executor import Executor, make_executor
 from rl_bench.system import cpus, host
 from rl_bench.terminal import Output
 from rl_bench.training import checkpoint
 
 WIDTH = 60
-# The same on every machine: with the seed it decides which levels are played.
+# The same on every machine, for with the seed it decides which levels are played.
 NUM_ENVS = 64
 
 
 @dataclass(frozen=True)
 class Request:
-    """What the user asked for. None: by default."""
+    """Holds what the user asked for; None stands for the default."""
 
     checkpoint: Path
     algorithm: str | None
@@ -52,22 +53,22 @@ class Request:
 
 @dataclass(frozen=True)
 class Trained:
-    """A checkpoint's policy and where it came from."""
+    """Holds a checkpoint's policy and where it came from."""
 
     path: Path
     config: Config
     mode: Mapping[str, Any]
     timesteps: int
-    policy: ActorCritic
+    policy: Executor
     sha256: str
 
     @property
     def title(self) -> str:
-        return DISPLAY[self.mode["algorithm"]]
+        return ALGORITHMS[self.mode["algorithm"]].title
 
 
 def load(path: Path, algorithm: str | None) -> Trained:
-    """The acting copy of a checkpoint. Raises: CheckpointError, ConfigError."""
+    """Load a checkpoint's policy, as an acting copy. Raises: CheckpointError, ConfigError."""
     data = checkpoint.read_bytes(path)
     state = checkpoint.parse(path, data)
     if algorithm and algorithm != state["mode"]["algorithm"]:
@@ -76,25 +77,27 @@ def load(path: Path, algorithm: str | None) -> Trained:
             "leave the flag out, the checkpoint knows"
         )
     config = build_config(layer_from_sections(state["config"], source=str(path)))
+    env = find_env(config.env)
     if config.hardware.kernels != "torch":  # there may be no compiler here, or another CPU
         config = config.replace(hardware__kernels="auto")
-        kernels = choose_kernels(config, config.hardware.precision)
+        kernels = choose_kernels(config, env, config.hardware.precision)
         config = config.replace(hardware__kernels=kernels)
-    net = make_net(config)
+    net = make_net(config, env)
     differences = [
         f"{key}: checkpoint {state['identity'].get(key)}, now {value}"
-        for key, value in identity_of(config, net).items()
+        for key, value in identity_of(env, net).items()
         if state["identity"].get(key) != value
     ]
     if differences:
         raise CheckpointError(f"'{path}' does not fit its environment; " + "; ".join(differences))
     net.load_state_dict(state["agent"]["net"])
+    policy = make_executor(net, config.hardware.kernels).acting_copy()
     digest = hashlib.sha256(data).hexdigest()
-    return Trained(path, config, state["mode"], state["timesteps"], net.acting_copy(), digest)
+    return Trained(path, config, state["mode"], state["timesteps"], policy, digest)
 
 
 def evaluate(request: Request) -> Path:
-    """Play, print and write; returns the JSON file.
+    """Play, print and write; return the path of the JSON file.
 
     Raises: ConfigError, CheckpointError before anything is played; StorageError.
     """
@@ -106,7 +109,7 @@ def evaluate(request: Request) -> Path:
     num_envs = min(request.num_envs, request.num_episodes)
     film = None
     if request.video is not None:
-        video.check(request.video, check_env(chosen[-1].env)[0])
+        video.check(request.video, find_env(chosen[-1].env).observation_space)
         film = video.Film(min(request.video_episodes, num_envs))
     path = request.output or default_output(trained, chosen, request)
     _require_writable(path)
@@ -129,16 +132,21 @@ def evaluate(request: Request) -> Path:
 
 
 def _check_fit(trained: Trained, chosen: list[LevelSet]) -> None:
-    """Raises: ConfigError when the policy has other inputs or outputs than an environment."""
-    own = [str(space) for space in check_env(trained.config.env)]
+    """Refuse a policy whose inputs or outputs are not an environment's. Raises: ConfigError."""
+    own = _spaces_of(trained.config.env)
     for level_set in chosen:
-        other = [str(space) for space in check_env(level_set.env)]
+        other = _spaces_of(level_set.env)
         if other != own:
             raise ConfigError(
                 f"--env: the policy was made for {trained.config.env.name} "
                 f"(observations {own[0]}, actions {own[1]}), {level_set.env.name} has "
                 f"{other[0]} and {other[1]}"
             )
+
+
+def _spaces_of(config: EnvConfig) -> list[str]:
+    env = find_env(config)
+    return [str(env.observation_space), str(env.action_space)]
 
 
 def _play(
@@ -150,11 +158,11 @@ def _play(
     threads: int,
     film: video.Film | None,
 ) -> play.Episodes:
-    """Environments of one thread step in the caller's, as everywhere."""
-    env = make_vector_env(
-        level_set.env,
+    """Play one level set; with one thread, environments step in the caller's, as everywhere."""
+    env = find_env(level_set.env).make(
         num_envs,
         seed=request.seed,
+        first_index=0,
         num_threads=0 if threads == 1 else threads,
         native=trained.config.hardware.kernels == "native",
     )
@@ -175,7 +183,7 @@ def _play(
 
 
 def default_output(trained: Trained, chosen: list[LevelSet], request: Request) -> Path:
-    """Beside the checkpoint. Whatever differs from the usual protocol is in the name."""
+    """Name a file beside the checkpoint; its name says what differs from the usual protocol."""
     name = f"{trained.path.stem}_evaluation_"
     name += "deterministic" if request.deterministic else "stochastic"
     env, own = chosen[0].env, trained.config.env
@@ -196,7 +204,7 @@ def default_output(trained: Trained, chosen: list[LevelSet], request: Request) -
 
 
 def _require_writable(path: Path) -> None:
-    """Before anything is played. Raises: StorageError."""
+    """Refuse a place that cannot be written, before anything is played. Raises: StorageError."""
     if path.is_dir():
         raise StorageError(f"cannot write '{path}': it is a directory; --output names a file")
     if not os.access(path.parent, os.W_OK):
@@ -204,7 +212,8 @@ def _require_writable(path: Path) -> None:
 
 
 def _announce(out: Output, trained: Trained, chosen: list[LevelSet]) -> None:
-    observations, actions = check_env(chosen[0].env)
+    env = find_env(chosen[0].env)
+    observations, actions = env.observation_space, env.action_space
     out.block(
         f"Evaluating {trained.title} Agent",
         [

@@ -1,4 +1,4 @@
-"""What an evaluation says: of each level set, and of the gap between them."""
+"""Summarises an evaluation: each level set, and the gap between them."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ CONFIDENCE = 0.95
 
 
 def summarise(episodes: Episodes) -> dict[str, Any]:
-    """Figures of one level set. `std` and errors are those of a sample (n − 1).
+    """Compute the figures of one level set; `std` and errors are those of a sample (n − 1).
 
     The interval is Student's, of the mean over episodes: how well this policy is known. It says
-    nothing of how another training run would do. Raises: TrainingError for returns that are not
-    finite.
+    nothing of how another training run would do.
+    Raises: TrainingError for returns that are not finite.
     """
     if not np.isfinite(episodes.returns).all():
         raise TrainingError("the environment gave rewards that are NaN or infinite")
@@ -46,7 +46,10 @@ def summarise(episodes: Episodes) -> dict[str, Any]:
 
 
 def generalisation_gap(sets: Mapping[str, Mapping[str, Any]]) -> dict[str, Any] | None:
-    """Mean on training levels − mean on held-out levels, with its Welch interval."""
+    """Subtract the mean on held-out levels from that on training levels; None without both.
+
+    The interval is Welch's.
+    """
     if TRAINING not in sets or HELD_OUT not in sets:
         return None
     a, b = sets[TRAINING], sets[HELD_OUT]
@@ -69,7 +72,7 @@ def _around(mean: float, error: float | None, df: float) -> list[float] | None:
 
 
 def lines_of(title: str, figures: Mapping[str, Any]) -> Sequence[str]:
-    """One level set as a person reads it."""
+    """Describe one level set in lines for a person to read."""
     error, interval = figures["standard_error"], figures["interval_95"]
     certainty = "  one episode: no standard error"
     if interval is not None:

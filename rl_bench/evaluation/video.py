@@ -1,4 +1,4 @@
-"""A video of some episodes, through imageio and its ffmpeg, which are optional."""
+"""Films some episodes, through imageio and its ffmpeg, which are optional."""
 
 from __future__ import annotations
 
@@ -55,13 +55,16 @@ class Film:
         self.frames: list[list[np.ndarray]] = [[] for _ in range(num_episodes)]
 
     def see(self, obs: np.ndarray, episodes: np.ndarray) -> None:
-        """Observations [B, H, W, C] of each environment's episode number [B]."""
+        """Keep the frames `obs` [B, H, W, C] of filmed environments in their first episode.
+
+        `episodes` [B] are the numbers of their episodes, from 0.
+        """
         for i, frames in enumerate(self.frames[: len(obs)]):
             if episodes[i] == 0:
                 frames.append(obs[i].copy())
 
     def save(self, path: Path) -> None:
-        """One episode after the other. Raises: StorageError, RlBenchError without ffmpeg."""
+        """Write one episode after the other. Raises: StorageError, RlBenchError without ffmpeg."""
         import imageio.v2 as imageio
 
         temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
@@ -84,7 +87,10 @@ class Film:
 
 
 def enlarge(frame: np.ndarray) -> np.ndarray:
-    """[H, W, C] → whole pixels repeated until each side has 256 at least; one channel becomes 3."""
+    """Repeat the pixels of a frame [H, W, C] until each side has 256 at least.
+
+    One channel becomes 3.
+    """
     factor = max(1, math.ceil(SMALLEST_SIDE / min(frame.shape[:2])))
     large = frame.repeat(factor, axis=0).repeat(factor, axis=1)
     return large if frame.shape[2] == 3 else large[..., :1].repeat(3, axis=2)

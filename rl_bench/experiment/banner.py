@@ -1,19 +1,19 @@
-"""What a run says before it starts."""
+"""Tells what a run will do, before it starts."""
 
 from __future__ import annotations
 
 import logging
 
-from rl_bench.config.schema import Config
-from rl_bench.envs import canonical_name
 from rl_bench.experiment.cpu_plan import CpuPlan
 from rl_bench.experiment.mode import Mode, RunPaths
+from rl_bench.experiment.setup import Setup
 
 logger = logging.getLogger(__name__)
 
 
-def banner(mode: Mode, config: Config, plan: CpuPlan, paths: RunPaths) -> tuple[str, list[str]]:
-    """Title and lines; warns where more threads are asked for than there are cores."""
+def banner(setup: Setup, paths: RunPaths) -> tuple[str, list[str]]:
+    """Write title and lines; warn where more threads are asked for than there are cores."""
+    mode, config, plan = setup.mode, setup.config, setup.cpus
     training = config.training
     if plan.oversubscribed:
         logger.warning(
@@ -31,9 +31,9 @@ def banner(mode: Mode, config: Config, plan: CpuPlan, paths: RunPaths) -> tuple[
         else f"Total timesteps: {training.total_timesteps:,}"
     )
     return mode.title, [
-        f"Environment: {canonical_name(config.env.name)}",
+        f"Environment: {setup.env.name}",
         f"Num environments: {plan.num_workers} {'worker' if plan.num_workers == 1 else 'workers'}"
-        f" × {(training.num_envs or 0) // plan.num_workers} = {training.num_envs}",
+        f" × {training.num_envs // plan.num_workers} = {training.num_envs}",
         budget,
         f"Device: {config.hardware.device} ({config.hardware.precision}, "
         f"{config.hardware.kernels} kernels, {_cores(mode, plan)})",

@@ -1,73 +1,110 @@
-"""What `auto` means on this machine, and how the run then uses the cores."""
+"""Resolves a configuration: what `auto` means on this machine and in this environment."""
 
 from __future__ import annotations
 
-from rl_bench.config.rules import (
-    check_gradient,
-    check_vtrace,
-    settle_batches,
-    settle_policy_lag,
-    settle_unrolls,
-    share_out_environments,
-)
+import dataclasses
+from typing import Any
+
+from rl_bench.agents import ALGORITHMS
+from rl_bench.config import rules
+from rl_bench.config.resolved import without_auto
 from rl_bench.config.schema import Config
-from rl_bench.envs import check_env, is_procgen
+from rl_bench.envs import EnvSpec, find_env
 from rl_bench.errors import ConfigError
-from rl_bench.experiment import cpu_plan
+from rl_bench.experiment.cpu_plan import plan_cpus
 from rl_bench.experiment.mode import Mode
-from rl_bench.native import library
+from rl_bench.experiment.setup import Setup
 from rl_bench.nets import kernel_trial
 from rl_bench.nets.actor_critic import check_spaces
+from rl_bench.nets.encoders import is_image
 from rl_bench.system import cpus
 
+GRADIENTS = "gradients"
 
-def resolve(config: Config, mode: Mode) -> Config:
+
+def resolve(asked: Config, mode: Mode) -> Setup:
     """Replace every `auto` by what it means here, and check what belongs together.
 
     Raises: ConfigError.
     """
-    check_spaces(*check_env(config.env), config.model.encoder)
-    cores = config.hardware.num_threads or cpus.usable_cores()
-    if mode.rollouts == "parallel":
-        config = settle_policy_lag(config, mode.algorithm, cores=cores)
-        # Actors that run ahead leave a core to the learner.
-        most = max(1, cores - 1) if config.parallel.max_policy_lag else cores
-        config = share_out_environments(config, cores=most)
-    elif config.training.num_envs is None:
-        total = share_out_environments(config, cores=1).training.num_envs
-        config = config.replace(training__num_envs=total)
-    config = settle_batches(config, mode.algorithm)
-    if mode.algorithm == "impala":
-        config = settle_unrolls(config)
-        check_vtrace(config)
-    check_gradient(config, cores)
-    normalise = config.training.normalise_rewards
-    if normalise is None:
-        normalise = is_procgen(config.env.name)
-    floor = config.training.advantage_floor
-    if floor is None:
-        floor = 0.5 if normalise else 0.0
-    clip = config.impala.clip_value_loss
+    env = find_env(asked.env)
+    check_spaces(env.observation_space, env.action_space, asked.model.encoder)
+    cores = asked.hardware.num_threads or cpus.usable_cores()
+    algorithm = ALGORITHMS[mode.algorithm]
+    config = _settle_workers(asked, mode, env, cores)
+    config = rules.settle_batches(config, algorithm.batch_size, algorithm.title)
+    config = config.replace(**_settle_normalisation(config, env))
+    config = algorithm.settle(config)
+    rules.check_gradient(config, cores)
     precision = cpus.resolve_precision(config.hardware.precision)
-    return config.replace(
-        impala__clip_value_loss=normalise if clip is None else clip,
-        training__normalise_rewards=normalise,
-        training__advantage_floor=floor,
-        parallel__gradient=choose_gradient(config, cores, mode),
+    config = config.replace(
+        parallel__gradient=choose_gradient(config, cores, mode, env),
         hardware__num_threads=cores,
         hardware__precision=precision,
-        hardware__kernels=choose_kernels(config, precision),
+        hardware__kernels=choose_kernels(config, env, precision),
     )
+    resolved = without_auto(config)
+    plan = plan_cpus(resolved, mode, algorithm)
+    return Setup(mode, resolved, env, plan, _written(asked, config, mode))
 
 
-def choose_kernels(config: Config, precision: str) -> str:
-    """`auto` → native where it is right and faster, as a trial on this machine tells.
+def _written(asked: Config, settled: Config, mode: Mode) -> Config:
+    """Leave as asked for what plays no part: other algorithms' sections, layouts of workers."""
+    others = {row.section for row in ALGORITHMS.values()} - {ALGORITHMS[mode.algorithm].section}
+    unused = [section for section in others if section]
+    if mode.rollouts == "sequential":
+        unused.append("parallel")
+    return dataclasses.replace(settled, **{name: getattr(asked, name) for name in unused})
+
+
+def _settle_workers(config: Config, mode: Mode, env: EnvSpec, cores: int) -> Config:
+    """Settle how many environments there are, in how many workers, and how far those run ahead."""
+    algorithm, most = ALGORITHMS[mode.algorithm], env.max_num_envs
+    if mode.rollouts == "sequential":
+        config = config.replace(
+            parallel__num_workers=1, parallel__num_envs_per_worker=None, parallel__max_policy_lag=0
+        )
+        return rules.share_out_environments(config, cores=1, max_num_envs=most)
+    lag, title, computes = algorithm.max_policy_lag, algorithm.title, algorithm.workers_compute
+    # Workers that compute gradients never take turns with the learner.
+    ahead_of = max(2, cores) if computes == GRADIENTS else cores
+    config = rules.settle_policy_lag(config, title, lag, cores=ahead_of)
+    # Actors that run ahead leave a core to the learner, which has little to do with gradients.
+    leaves_a_core = config.parallel.max_policy_lag and computes != GRADIENTS
+    workers = max(1, cores - 1) if leaves_a_core else cores
+    return rules.share_out_environments(config, cores=workers, max_num_envs=most)
+
+
+def _settle_normalisation(config: Config, env: EnvSpec) -> dict[str, Any]:
+    """Settle what is scaled, by names of `Config.replace`. Raises: ConfigError."""
+    training = config.training
+    rewards, floor = training.normalise_rewards, training.advantage_floor
+    observations = training.normalise_observations
+    if rewards is None:
+        rewards = env.scales_rewards
+    if floor is None:
+        floor = 0.5 if rewards else 0.0
+    if observations is None:
+        observations = not is_image(env.observation_space)
+    elif observations and is_image(env.observation_space):
+        raise ConfigError(
+            "training.normalise_observations: pictures are scaled by their encoders; leave it out"
+        )
+    return {
+        "training__normalise_rewards": rewards,
+        "training__advantage_floor": floor,
+        "training__normalise_observations": observations,
+    }
+
+
+def choose_kernels(config: Config, env: EnvSpec, precision: str) -> str:
+    """Choose who computes networks; `auto` → native where a trial here found it right and faster.
 
     Raises: ConfigError where `native` is asked for and cannot be had.
     """
     asked, encoder = config.hardware.kernels, config.model.encoder
     if asked == "native":
-        if not _has_frames(config):
+        if not is_image(env.observation_space):
             raise ConfigError(
                 f"hardware.kernels: native convolutions are for images, which {config.env.name} "
                 "has not; add --set hardware.kernels=auto"
@@ -84,53 +121,37 @@ def choose_kernels(config: Config, precision: str) -> str:
                 "or add --set hardware.kernels=torch"
             )
         return "native"
-    hopeless = asked == "torch" or not _native_may_pay(config, precision)
+    hopeless = asked == "torch" or not _native_may_pay(env, precision)
     return "torch" if hopeless or kernel_trial.why_not(precision, encoder) else "native"
 
 
-def why_not_native(asked: Config, settled: Config) -> str | None:
-    """Why `auto` could not take native convolutions where they may have been faster."""
-    precision, encoder = settled.hardware.precision, settled.model.encoder
-    hoped = asked.hardware.kernels == "auto" and _native_may_pay(settled, precision)
+def why_not_native(asked: Config, setup: Setup) -> str | None:
+    """Say why `auto` could not take native convolutions where they may have been faster."""
+    precision, encoder = setup.config.hardware.precision, setup.config.model.encoder
+    hoped = asked.hardware.kernels == "auto" and _native_may_pay(setup.env, precision)
     return kernel_trial.why_wrong(precision, encoder) if hoped else None
 
 
-def _native_may_pay(config: Config, precision: str) -> bool:
-    """Where the CPU has what they are fast with."""
+def _native_may_pay(env: EnvSpec, precision: str) -> bool:
+    """Tell if the CPU has what native convolutions are fast with."""
+    if not is_image(env.observation_space):
+        return False
     if precision == "fp32":
-        return _has_frames(config) and library.has_wide_vectors()
-    return _has_frames(config) and cpus.has_bf16_instructions()
+        return kernel_trial.has_wide_vectors()
+    return cpus.has_bf16_instructions()
 
 
-def _has_frames(config: Config) -> bool:
-    return len(check_env(config.env)[0].shape or ()) == 3
+def choose_gradient(config: Config, cores: int, mode: Mode, env: EnvSpec) -> str:
+    """Choose where gradients are computed; `auto` → shares where they use every core.
 
-
-def choose_gradient(config: Config, cores: int, mode: Mode) -> str:
-    """`auto` → shares where they use every core (docs/benchmarks.md has the measurements).
-
-    Actors that run ahead would else be idle while their block waits. On vectors a minibatch costs
-    less than the messages about its shares.
+    docs/lab/2026-11-parallel-ppo.md has the measurements. Actors that run ahead would else be idle
+    while their block waits. On vectors a minibatch costs less than the messages about its shares.
     """
-    workers = config.parallel.num_workers
-    if mode.rollouts == "sequential" or config.parallel.gradient != "auto":
+    computes = ALGORITHMS[mode.algorithm].workers_compute
+    if mode.rollouts == "sequential" or computes == GRADIENTS:
+        return "central" if config.parallel.gradient == "auto" else config.parallel.gradient
+    if config.parallel.gradient != "auto":
         return config.parallel.gradient
-    assert workers is not None
+    workers = config.parallel.num_workers or 1
     pays = cores > 1 if config.parallel.max_policy_lag else 1 < cores <= workers + 1
-    return "sharded" if _has_frames(config) and pays else "central"
-
-
-def plan_cpus(config: Config, mode: Mode) -> cpu_plan.CpuPlan:
-    """How a resolved configuration uses the cores."""
-    threads, workers = config.hardware.num_threads, config.parallel.num_workers
-    assert threads is not None
-    if mode.rollouts == "sequential":
-        return cpu_plan.plan_one_process(threads)
-    assert workers is not None
-    assert config.training.batch_size is not None
-    # What a minibatch can be cut into: timesteps, or IMPALA's unrolls.
-    unit = config.impala.unroll_length if mode.algorithm == "impala" else 1
-    most = config.training.batch_size // (unit or 1)
-    shares = most if config.parallel.gradient == "sharded" else 1
-    plan = cpu_plan.plan_actors if config.parallel.max_policy_lag else cpu_plan.plan_workers
-    return plan(threads, workers, most_shares=shares)
+    return "sharded" if is_image(env.observation_space) and pays else "central"

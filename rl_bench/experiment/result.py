@@ -1,4 +1,4 @@
-"""The schema of the JSON files that a run leaves behind: the same keys in all eight modes.
+"""Writes the JSON files that a run leaves behind: the same keys in all modes.
 
 Definitions of every key: docs/metrics.md.
 """
@@ -11,32 +11,25 @@ from typing import Any
 
 import numpy as np
 
-from rl_bench.config.schema import Config
-from rl_bench.experiment import cpu_plan
-from rl_bench.experiment.mode import DISPLAY, SCHEMA_VERSION, Mode, RunPaths
+from rl_bench.experiment.instruments import Instruments
+from rl_bench.experiment.mode import SCHEMA_VERSION, RunPaths
+from rl_bench.experiment.setup import Setup
+from rl_bench.rollout.source import Source
 from rl_bench.storage import write_json
 from rl_bench.system import host
-from rl_bench.system.monitor import ResourceMonitor
 from rl_bench.training.recorder import LEARNING_KEYS, Recorder
-from rl_bench.training.stopping import SECONDS_PER_HOUR, Limit, Stopwatch
+from rl_bench.training.stopping import SECONDS_PER_HOUR, Limit
 
 MILLION = 1e6
 
 
 @dataclass
 class Measured:
-    """Everything a result is made from, when its window has closed."""
+    """Holds everything a result is made from, when its window has closed."""
 
-    mode: Mode
-    config: Config
-    limit: Limit
-    plan: cpu_plan.CpuPlan
-    recorder: Recorder
-    stopwatch: Stopwatch
-    monitor: ResourceMonitor
-    worker_seconds: Mapping[str, float]
-    unfinished_episodes: int
-    worker_restarts: int
+    setup: Setup
+    instruments: Instruments
+    source: Source
     setup_seconds: float
     start_time: str
     end_time: str
@@ -45,14 +38,14 @@ class Measured:
 
 
 def benchmark_metrics(run: Measured, *, status: str, error: str | None) -> dict[str, Any]:
-    """The document of `benchmark_metrics.json`."""
-    seconds = run.stopwatch.elapsed_at_last_lap()
-    timesteps = run.recorder.counters.timesteps
+    """Make the document of `benchmark_metrics.json`."""
+    seconds = run.instruments.stopwatch.elapsed_at_last_lap()
+    timesteps = run.instruments.recorder.counters.timesteps
     fps = timesteps / seconds if seconds else None
     return {
         "schema_version": SCHEMA_VERSION,
-        "algorithm": DISPLAY[run.mode.algorithm],
-        "training_mode": run.mode.rollouts,
+        "algorithm": run.setup.algorithm.title,
+        "training_mode": run.setup.mode.rollouts,
         "status": status,
         "error": error,
         "start_time": run.start_time,
@@ -61,24 +54,24 @@ def benchmark_metrics(run: Measured, *, status: str, error: str | None) -> dict[
         "elapsed_seconds": seconds,
         "setup_seconds": run.setup_seconds,
         "resumes": run.resumes,
-        "budget": _budget(run.limit),
+        "budget": _budget(run.instruments.limit),
         "total_timesteps": timesteps,
-        "total_updates": run.recorder.counters.updates,
+        "total_updates": run.instruments.recorder.counters.updates,
         "average_fps": fps,
-        "final_fps": run.recorder.final_fps(),
+        "final_fps": run.instruments.recorder.final_fps(),
         "timesteps_per_hour": fps * SECONDS_PER_HOUR if fps is not None else None,
         "performance": _performance(run),
-        "learning": _learning(run.recorder),
+        "learning": _learning(run.instruments.recorder),
         "resource_usage": _resources(run, seconds),
-        "phases": dict(run.stopwatch.phases),
-        "worker_seconds": dict(run.worker_seconds),
-        "worker_restarts": run.worker_restarts,
-        "deliveries": run.recorder.deliveries.summary(),
+        "phases": dict(run.instruments.stopwatch.phases),
+        "worker_seconds": run.source.timings(),
+        "worker_restarts": run.source.restarts,
+        "deliveries": run.instruments.recorder.deliveries.summary(),
         "busy": _busy(run, seconds),
-        "cpu_plan": run.plan.to_dict(),
+        "cpu_plan": run.setup.cpus.to_dict(),
         "system": host.host_facts(),
         "git": dict(run.git),
-        "config": run.config.to_dict(),
+        "config": run.setup.written.to_dict(),
     }
 
 
@@ -94,9 +87,9 @@ def _budget(limit: Limit) -> dict[str, Any]:
 
 
 def _performance(run: Measured) -> dict[str, Any]:
-    episodes = run.recorder.episodes
+    episodes = run.instruments.recorder.episodes
     initial, final = episodes.initial_mean(), episodes.mean()
-    timesteps = run.recorder.counters.timesteps
+    timesteps = run.instruments.recorder.counters.timesteps
     rate = None
     if initial is not None and final is not None and timesteps:
         rate = (final - initial) / (timesteps / MILLION)
@@ -108,15 +101,15 @@ def _performance(run: Measured) -> dict[str, Any]:
         "best_reward": episodes.best_mean,
         "best_episode_reward": episodes.best_episode,
         "average_reward_last_100_episodes": final,
-        "reward_stability": _stability(run.recorder),
+        "reward_stability": _stability(run.instruments.recorder),
         "convergence_rate": rate,
         "num_episodes": episodes.count,
-        "unfinished_episodes": run.unfinished_episodes,
+        "unfinished_episodes": run.source.unfinished_episodes(),
     }
 
 
 def _stability(recorder: Recorder) -> float | None:
-    """Deviation of the logged 100-episode means over the last quarter of the timesteps."""
+    """Return the deviation of logged 100-episode means over the last quarter of the timesteps."""
     since = 0.75 * recorder.counters.timesteps
     means = [
         row["rollout/ep_reward_mean"]
@@ -135,34 +128,34 @@ def _learning(recorder: Recorder) -> dict[str, dict[str, float | None]]:
 
 
 def _resources(run: Measured, seconds: float) -> dict[str, Any]:
-    cpu_seconds = run.monitor.cpu_seconds
+    cpu_seconds = run.instruments.monitor.cpu_seconds
     return {
-        "peak_memory_gb": run.monitor.peak_memory_gb,
-        "average_memory_gb": run.monitor.average_memory_gb,
-        "memory_per_worker_gb": run.monitor.peak_memory_per_worker_gb,
+        "peak_memory_gb": run.instruments.monitor.peak_memory_gb,
+        "average_memory_gb": run.instruments.monitor.average_memory_gb,
+        "memory_per_worker_gb": run.instruments.monitor.peak_memory_per_worker_gb,
         "cpu_percent": 100.0 * cpu_seconds / seconds if seconds else None,
         "cpu_seconds": cpu_seconds,
     }
 
 
 def _busy(run: Measured, seconds: float) -> dict[str, float | None]:
-    """Shares of the window in which learner and workers had something to do.
+    """Return the shares of the window in which learner and workers had something to do.
 
     In one process that is always so; else the learner waits for rollouts, and workers wait to be
     asked for rollouts or for shares of a gradient.
     """
     if not seconds:
         return {"learner": None, "workers": None}
-    learner_waiting = run.recorder.deliveries.learner_waiting_seconds
+    learner_waiting = run.instruments.recorder.deliveries.learner_waiting_seconds
     return {
         "learner": 1.0 - learner_waiting / seconds,
         # In a run of a moment what they waited before the window opened may be longer than it.
-        "workers": max(0.0, 1.0 - run.worker_seconds["waiting"] / seconds),
+        "workers": max(0.0, 1.0 - run.source.timings()["waiting"] / seconds),
     }
 
 
 def training_summary(result: Mapping[str, Any]) -> dict[str, Any]:
-    """The document of `training_summary.json`, out of `benchmark_metrics`."""
+    """Make the document of `training_summary.json` from that of `benchmark_metrics`."""
     performance = result["performance"]
     return {
         "schema_version": SCHEMA_VERSION,
@@ -183,9 +176,9 @@ def training_summary(result: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def write(run: Measured, paths: RunPaths, *, status: str, error: str | None) -> dict[str, Any]:
-    """Write the three JSON files; returns `benchmark_metrics`. Raises: StorageError."""
+    """Write the three JSON files; return `benchmark_metrics`. Raises: StorageError."""
     result = benchmark_metrics(run, status=status, error=error)
-    write_json(paths.metrics, run.recorder.series())
+    write_json(paths.metrics, run.instruments.recorder.series())
     write_json(paths.training_summary, training_summary(result))
     write_json(paths.benchmark_metrics, result)
     return result

@@ -1,4 +1,4 @@
-"""What a run starts from: an empty place, or a checkpoint; and what is refused."""
+"""Finds what a run starts from, an empty place or a checkpoint, and refuses what cannot be."""
 
 from __future__ import annotations
 
@@ -11,41 +11,49 @@ from pathlib import Path
 from typing import Any
 
 from rl_bench import storage
+from rl_bench.agents import ALGORITHMS
 from rl_bench.config.files import Layer, build_config, layer_from_sections, load_yaml
 from rl_bench.config.schema import Config, LoggingConfig
-from rl_bench.envs import canonical_name
+from rl_bench.envs import canonical_name, defaults_for
 from rl_bench.errors import CheckpointError, ConfigError
-from rl_bench.experiment.mode import Mode, RunPaths
+from rl_bench.experiment.mode import Mode, RunPaths, newest_checkpoint_in
 from rl_bench.training import checkpoint
 from rl_bench.training.checkpoint import CheckpointDirectory
 
 logger = logging.getLogger(__name__)
 
-# What a checkpoint's weights, environments and random streams belong to. All else may change.
+# The settings that a checkpoint's weights, environments and random streams need. All others may
+# change.
 FIXED_SECTIONS = ("env", "model")
 FIXED_SETTINGS = (
     "training.num_envs", "training.n_steps", "training.normalise_rewards",
-    "parallel.num_workers", "parallel.num_envs_per_worker", "impala.optimiser",
+    "training.normalise_observations", "parallel.num_workers", "parallel.num_envs_per_worker",
+    *(name for row in ALGORITHMS.values() for name in row.fixed),
 )  # fmt: skip
 
 
 @dataclass
 class Checkpointed:
-    """A checkpoint that a run goes on from."""
+    """Holds a checkpoint that a run goes on from, or takes its weights from."""
 
     path: Path
     state: dict[str, Any]
 
+    def describe(self) -> str:
+        """Name the checkpoint and its age."""
+        return f"'{self.path}' at {self.state['timesteps']:,} timesteps"
+
 
 @dataclass
 class Session:
-    """Where a run writes, and the checkpoint that it goes on from, if any."""
+    """Says where a run writes, and what it goes on from or begins with, if anything."""
 
     mode: Mode
     config: Config
     paths: RunPaths
     found: Checkpointed | None
     resume: str | None = None
+    init_from: Checkpointed | None = None
     overwrite: bool = False
 
     @property
@@ -54,7 +62,7 @@ class Session:
         return CheckpointDirectory(self.paths.checkpoints, self.mode.stem, keep)
 
     def refuse_to_mix_runs(self) -> None:
-        """An earlier run is continued or overwritten only on request. Raises: ConfigError.
+        """Refuse to continue or overwrite an earlier run unless asked. Raises: ConfigError.
 
         A run that ended before its first checkpoint has nothing to go on from: --resume begins it
         anew. A checkpoint from elsewhere, or an older one, branches off into an empty place only.
@@ -93,7 +101,7 @@ class Session:
             )
 
     def _newest_here(self) -> int | None:
-        """Timesteps of the newest checkpoint in place; 0 if all are damaged, None without any."""
+        """Return the newest checkpoint's timesteps; 0 if all are damaged, None without any."""
         try:
             newest = self.checkpoints.newest(warn=False)
         except CheckpointError:
@@ -123,7 +131,9 @@ def _same_place(a: Path, b: Path) -> bool:
     return a.resolve() == b.resolve()
 
 
-def open_session(mode: Mode, asked: Layer, resume: str | None, overwrite: bool) -> Session:
+def open_session(
+    mode: Mode, asked: Layer, resume: str | None, init_from: Path | None, overwrite: bool
+) -> Session:
     """Find what the user wants to start from. Raises: ConfigError, CheckpointError."""
     found = None
     logging_config = build_config(asked).logging
@@ -135,14 +145,35 @@ def open_session(mode: Mode, asked: Layer, resume: str | None, overwrite: bool) 
         found = _checkpoint_at(Path(resume), mode)
         if logging_config.output_dir is None:
             logging_config = _fill(logging_config, home_of(found))
-    config = build_config(asked) if found is None else resumed_config(found, asked, mode)
+    if found is None:
+        config = build_config(*default_layers(mode, asked), asked)
+    else:
+        config = resumed_config(found, asked, mode)
     changes = {f"logging__{key}": value for key, value in vars(logging_config).items()}
     config = config.replace(**changes)
-    return Session(mode, config, RunPaths.of(logging_config, mode), found, resume, overwrite)
+    learned = None if init_from is None else _learned_by_another(init_from)
+    paths = RunPaths.of(logging_config, mode)
+    return Session(mode, config, paths, found, resume, learned, overwrite)
+
+
+def _learned_by_another(path: Path) -> Checkpointed:
+    file = newest_checkpoint_in(path) if path.is_dir() else path
+    if file is None:
+        raise CheckpointError(f"--init-from: there is no checkpoint in '{path}'")
+    return Checkpointed(file, checkpoint.read(file))
+
+
+def default_layers(mode: Mode, asked: Layer) -> list[Layer]:
+    """List the defaults of the algorithm and of the environment, weaker than what is asked for."""
+    algorithm, env = ALGORITHMS[mode.algorithm], build_config(asked).env.name
+    return [
+        Layer(f"default of {algorithm.title}", algorithm.defaults),
+        Layer(f"default for {env}", defaults_for(env)),
+    ]
 
 
 def _recorded_logging(paths: RunPaths, output_dir: str | None) -> LoggingConfig | None:
-    """Where the run in `paths` wrote, by its own config.yaml; None where there is no run.
+    """Read where the run in `paths` wrote from its own config.yaml; None where there is no run.
 
     It may have been moved since: its output directory is where it is found.
     """
@@ -153,7 +184,7 @@ def _recorded_logging(paths: RunPaths, output_dir: str | None) -> LoggingConfig 
 
 
 def _fill(asked: LoggingConfig, other: LoggingConfig) -> LoggingConfig:
-    """Each folder as asked for, else as in `other`."""
+    """Take each folder as asked for, else as in `other`."""
     values = {key: value or vars(other)[key] for key, value in vars(asked).items()}
     return LoggingConfig(**values)
 
@@ -167,7 +198,7 @@ def _newest(directory: Path, mode: Mode) -> Checkpointed | None:
 
 
 def _checkpoint_at(path: Path, mode: Mode) -> Checkpointed:
-    """A checkpoint file; or the newest one of a directory, or of the run in it."""
+    """Read a checkpoint file; or the newest one of a directory, or of the run in it."""
     if not path.is_dir():
         return Checkpointed(path, checkpoint.read(path))
     inside = path / "checkpoints"
@@ -178,7 +209,7 @@ def _checkpoint_at(path: Path, mode: Mode) -> Checkpointed:
 
 
 def home_of(found: Checkpointed) -> LoggingConfig:
-    """Where the run of a checkpoint lives: around it, even if it was moved, or where it said."""
+    """Find the directories of a checkpoint's run: around it, even if moved, or as it recorded."""
     root = found.path.parent.parent
     if found.path.parent.name == "checkpoints" and (root / "config.yaml").exists():
         return LoggingConfig(output_dir=str(root))
@@ -186,12 +217,15 @@ def home_of(found: Checkpointed) -> LoggingConfig:
 
 
 def resumed_config(found: Checkpointed, asked: Layer, mode: Mode) -> Config:
-    """The checkpoint's configuration with what the user asked for now on top.
+    """Return the checkpoint's configuration with what the user asked for now on top.
 
     Raises: CheckpointError listing every difference that a resume cannot bridge.
     """
     state = found.state
     stored = layer_from_sections(state["config"], source=str(found.path))
+    # Older checkpoints do not know the setting, and were trained without it.
+    without = {"training.normalise_observations": False}
+    stored = Layer(stored.source, {**without, **stored.values})
     differences = [
         f"{what}: checkpoint {state['mode'][what]}, this script {getattr(mode, what)}"
         for what in ("algorithm", "rollouts")
@@ -220,8 +254,11 @@ def _same(name: str, stored: Any, asked: Any) -> bool:
     return stored == asked
 
 
-def refuse_other_shapes(state: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
-    """The environment may have changed under the same name. Raises: CheckpointError."""
+def refuse_other_shapes(flag: str, state: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
+    """Refuse a checkpoint whose spaces or network are others. Raises: CheckpointError.
+
+    The environment may have changed under the same name.
+    """
     saved = state["identity"]
     differences = [
         f"{key}: checkpoint {saved.get(key)}, now {value}"
@@ -229,4 +266,4 @@ def refuse_other_shapes(state: Mapping[str, Any], identity: Mapping[str, Any]) -
         if saved.get(key) != value
     ]
     if differences:
-        raise CheckpointError("--resume: the environment differs; " + "; ".join(differences))
+        raise CheckpointError(f"{flag}: the environment differs; " + "; ".join(differences))

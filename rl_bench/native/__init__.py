@@ -1,5 +1,7 @@
-"""C++ for what torch is slow at on CPUs: layers, losses, Adam's step; knows nothing of networks.
+"""Compute with C++ kernels what torch is slow at on CPUs; nothing here knows a network.
 
-`library.py` compiles and loads the C++ files beside it once per machine; each other module wraps
-one idea as functions of tensors. Where there is no compiler nothing here is used.
+The kernels are convolutions, dense layers, losses, Adam's step and the stepping of environments.
+Their sources are in `src/`, by kind of kernel. `library.py` compiles and loads them once per
+machine; each other module wraps one kind of kernel as functions of tensors. Without a compiler
+nothing here is used.
 """

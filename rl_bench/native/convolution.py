@@ -1,11 +1,11 @@
-"""Convolutions with what surrounds them: biases, ReLUs, max-pools and residual connections.
+"""Compute consecutive convolutions with their biases, ReLUs, max-pools and residual connections.
 
-Layers that follow each other are done together, a few images at a time that stay in the cache. In
-float32 `winograd.cpp` does with 4 or 2.25 times fewer products than the definition, but for first
-layers of stride 1; in bfloat16 `bfloat16.cpp` has the CPU's matrix unit do them all.
+All layers of a sequence are computed for a few images at a time, so that activations stay in the
+cache. In float32 `src/winograd/` needs 4 or 2.25 times fewer products than the definition, except
+in first layers of stride 1. In bfloat16 `src/amx/` computes the products on the CPU's matrix unit.
 
-Source: Lavin and Gray 2016 (arXiv 1509.09308), F(4 × 4, 3 × 3), and F(3 × 3, 2 × 2) for strided
-layers, after taking `stride` × `stride` pixels for one cell.
+Source: Lavin and Gray 2016 (arXiv 1509.09308), F(4 × 4, 3 × 3). Strided layers use F(3 × 3, 2 × 2)
+after `stride` × `stride` pixels were regrouped as one cell with stride² · C channels.
 """
 
 from __future__ import annotations
@@ -21,168 +21,181 @@ from typing import Any
 import torch
 
 from rl_bench.native import library
-from rl_bench.native.geometry import LANES, Form, Geometry, Kind, Size, forms_of
-from rl_bench.native.method import TILES, Method
-from rl_bench.native.room import Room
+from rl_bench.native.conv_plan import (
+    LANES,
+    ConvGeometry,
+    ConvPlan,
+    ConvSpec,
+    Size,
+    plan_convolutions,
+)  # fmt: skip
+from rl_bench.native.row_buffer import RowBuffer
+from rl_bench.native.variant import AMX, KernelVariant
 
-GROUP = 32  # images whose activations lie together in bfloat16; as in `blocks.h`
+GROUP = 32  # images whose activations are interleaved for AMX; as in `src/amx/image_groups.h`
 
 
-class Layer(ctypes.Structure):
-    """As in `arguments.h`."""
+class ConvLayer(ctypes.Structure):
+    """Mirror the struct in `src/common/conv_layer.h`: a layer's geometry and its arrays."""
 
     _fields_ = [
-        ("geometry", Geometry),
+        ("geometry", ConvGeometry),
         ("relu", ctypes.c_int32),
         ("residual", ctypes.c_int32),
         *(
             (name, ctypes.c_void_p)
-            for name in ("u", "u_transposed", "bias", "outputs", "winners", "dkernel", "dbias")
+            for name in (
+                "packed_kernel", "packed_transposed", "bias", "outputs", "pool_argmax",
+                "dkernel", "dbias",
+            )
         ),
-    ]
+    ]  # fmt: skip
 
 
-class Learning:
-    """Layers with room for what up to `room` images leave behind, to be learned from.
+class ConvGradient:
+    """Compute consecutive layers forward and back, in buffers for up to `capacity` images.
 
-    Images [N, H, W, C] like `like` go through one layer after the other, → [N, H', W', O]. Each has
-    a kernel [O, C, K, K] and a bias [O], float32; images and outputs are of the method's dtype. The
-    images may be uint8; they then count as divided by 255. Made ready once, as that takes longer
-    than a small minibatch's smaller layers.
+    Images [N, H, W, C] like `like` become outputs [N, H', W', O], both of the variant's dtype;
+    uint8 images count as divided by 255. Each layer has a kernel [O, C, K, K] and a bias [O],
+    float32. With `into_images` there is a gradient of the images, too. Arguments are converted
+    once, as that takes longer than the smaller layers of a small minibatch.
     """
 
     def __init__(
         self,
         like: torch.Tensor,
-        kinds: Sequence[Kind],
+        specs: Sequence[ConvSpec],
         kernels: Sequence[torch.Tensor],
-        method: Method,
+        variant: KernelVariant,
         *,
-        room: int,
+        capacity: int,
         into_images: bool,
     ) -> None:
-        self._like, self.room = _kind_of(like), room
-        forms = _forms(like, kinds, kernels, method)
-        last = forms[-1].size()
+        self._like, self.capacity = _empty_like(like), capacity
+        plans = _plans(like, specs, kernels, variant)
         assert not into_images or like.shape[-1] % LANES == 0, "such a layer has no way back"
-        new = functools.partial(torch.empty, dtype=method.values)
-        kept = [_size_to_learn_from(form, method, room) for form in forms]
-        winners = [
-            new(size, dtype=torch.uint8) if form.geometry.pooled else None
-            for form, size in zip(forms, kept, strict=True)
+        new = functools.partial(torch.empty, dtype=variant.dtype)
+        sizes = [_activation_size(plan, variant, capacity) for plan in plans]
+        pool_argmax = [
+            new(size, dtype=torch.uint8) if plan.geometry.pooled else None
+            for plan, size in zip(plans, sizes, strict=True)
         ]
-        self.out = Room(new(room, *last))
-        outputs = [*map(new, kept[:-1]), self.out.rows]
-        us = _rooms_for_kernels(forms, method)
-        turned: list[torch.Tensor | None] = [*_rooms_for_kernels(forms, method)]
+        self.out = RowBuffer(new(capacity, *plans[-1].size()))
+        outputs = [*map(new, sizes[:-1]), self.out.rows]
+        packed = _kernel_buffers(plans, variant)
+        transposed: list[torch.Tensor | None] = [*_kernel_buffers(plans, variant)]
         if not into_images:
-            turned[0] = None
+            transposed[0] = None
         dkernels = [
             torch.empty_like(kernel, memory_format=torch.channels_last) for kernel in kernels
         ]
         dbiases = [kernel.new_empty(len(kernel)) for kernel in kernels]
-        # In the order of kernels and biases, and good until the next time.
+        # Kernel, bias, kernel, bias, …; `backward` overwrites them or adds to them.
         self.gradients = [*itertools.chain.from_iterable(zip(dkernels, dbiases, strict=True))]
-        self._dimages = Room(new(room, *like.shape[1:])) if into_images else None
-        self._layers = _layers(
-            forms, u=us, u_transposed=turned, outputs=outputs, winners=winners,
-            dkernel=dkernels, dbias=dbiases,
+        self._dimages = RowBuffer(new(capacity, *like.shape[1:])) if into_images else None
+        self._layers = _conv_layers(
+            plans, packed_kernel=packed, packed_transposed=transposed, outputs=outputs,
+            pool_argmax=pool_argmax, dkernel=dkernels, dbias=dbiases,
         )  # fmt: skip
-        self._packs = [_pack_call(form, method, u) for form, u in zip(forms, us, strict=True)]
-        self._turns = [
-            None if u is None else _pack_call(form, method, u, turned=True)
-            for form, u in zip(forms, turned, strict=True)
+        self._packs = [_pack_call(p, variant, u) for p, u in zip(plans, packed, strict=True)]
+        self._transposes = [
+            None if u is None else _pack_call(p, variant, u, transposed=True)
+            for p, u in zip(plans, transposed, strict=True)
         ]
-        count, address, number = len(forms), library.ADDRESS, library.NUMBER
-        given = self._layers, count, number, address, address
-        self._forward = library.Prepared(f"{method.name}_convolve", *given, number)
-        self._backward = library.Prepared(
-            f"{method.name}_convolve_backward", *given, address,
-            None if self._dimages is None else self._dimages.rows, number, number,
+        pointer, integer = library.POINTER, library.INT
+        shared = self._layers, len(plans), integer, pointer, pointer
+        self._forward = library.PreparedCall(f"{variant.name}_convolve", *shared, integer)
+        self._backward = library.PreparedCall(
+            f"{variant.name}_convolve_backward", *shared, pointer,
+            None if self._dimages is None else self._dimages.rows, integer, integer,
         )  # fmt: skip
-        self._kept = outputs, winners, dkernels, dbiases  # whose addresses C++ is given
-        self._taken: Any = None
+        self._keep_alive = outputs, pool_argmax, dkernels, dbiases  # C++ holds their addresses
+        self._last_forward: Any = None
 
     def forward(
         self,
         images: torch.Tensor,
         kernels: Sequence[torch.Tensor],
         biases: Sequence[torch.Tensor],
-        chosen: torch.Tensor | None = None,
+        indices: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """What comes of these images, or of those at the indices `chosen`; good until the next."""
-        count = images.shape[0] if chosen is None else chosen.shape[0]
-        assert 0 < count <= self.room
-        assert chosen is None or (chosen.dtype == torch.int64 and chosen.is_contiguous())
+        """Return the outputs [N, H', W', O] of all images, or of those at `indices` [N], int64.
+
+        The next call overwrites them.
+        """
+        count = images.shape[0] if indices is None else indices.shape[0]
+        assert 0 < count <= self.capacity
+        assert indices is None or (indices.dtype == torch.int64 and indices.is_contiguous())
         _check(images, self._like)
         for pack, kernel in zip(self._packs, kernels, strict=True):
-            pack(_in_order(kernel), torch.get_num_threads())
+            pack(_channels_last(kernel), torch.get_num_threads())
         for layer, bias in zip(self._layers, biases, strict=True):
             assert bias.is_contiguous()
             layer.bias = bias.data_ptr()
-        self._taken = images, chosen, kernels, count
-        self._forward(count, images, chosen, torch.get_num_threads())
+        self._last_forward = images, indices, kernels, count
+        self._forward(count, images, indices, torch.get_num_threads())
         return self.out.first(count)
 
     def backward(self, gradient: torch.Tensor, *, add: bool) -> torch.Tensor | None:
-        """Fill `gradients`, or add to them; returns the images' where they have one.
+        """Fill `gradients`, or add to them; return the gradient of the images [M, H, W, C], if any.
 
-        Of the first M images, whose outputs have a gradient, [M, H', W', O] or as long.
+        `gradient` is that of the first M outputs, [M, H', W', O] or flattened.
         """
-        (images, chosen, kernels, taken), self._taken = self._taken, None
+        (images, indices, kernels, computed), self._last_forward = self._last_forward, None
         count = gradient.shape[0]
         assert gradient.is_contiguous() and gradient.dtype == self.out.rows.dtype
-        assert 0 < count <= taken and gradient.numel() == self.out.first(count).numel()
-        for turn, kernel in zip(self._turns, kernels, strict=True):
-            if turn is not None:
-                turn(_in_order(kernel), torch.get_num_threads())
-        self._backward(count, images, chosen, gradient, add, torch.get_num_threads())
+        assert 0 < count <= computed and gradient.numel() == self.out.first(count).numel()
+        for transpose, kernel in zip(self._transposes, kernels, strict=True):
+            if transpose is not None:
+                transpose(_channels_last(kernel), torch.get_num_threads())
+        self._backward(count, images, indices, gradient, add, torch.get_num_threads())
         return None if self._dimages is None else self._dimages.first(count)
 
 
 @dataclass(frozen=True)
-class Chain:
-    """Layers whose kernels have the form that products need them in, for acting on images `like`.
+class PackedConvs:
+    """Hold consecutive layers with packed kernels, for inference on images like `like`.
 
-    u is [points, stride² · C, O] in panels of filters with some room after each point's matrix, or
-    half as much where these are pairs in bfloat16; of a first layer of stride 1 [K, K · C, O]; or
-    for matrix units [O / 16, taps, C / 2, 16, 2], a tap being a pixel under the kernel (of frames,
-    with few channels, a row of them, padded to a multiple of 32).
+    Winograd's packed kernels are [points, stride² · C, O] in panels of filters, half as large with
+    bfloat16 pairs; those of first layers with stride 1 are [K, K · C, O]. AMX's are
+    [O / 16, taps, C / 2, 16, 2], where a tap is one pixel under the kernel. In frames, which have
+    few channels, a tap is one row of pixels, padded to a multiple of 32 values.
     """
 
     like: torch.Tensor
-    method: Method
-    forms: Sequence[Form]
-    us: Sequence[torch.Tensor]
+    variant: KernelVariant
+    plans: Sequence[ConvPlan]
+    kernels: Sequence[torch.Tensor]
     biases: Sequence[torch.Tensor]
-    _acting: dict[tuple[int, int], Acting] = field(default_factory=dict)
+    _inferences: dict[tuple[int, int], ConvInference] = field(default_factory=dict)
 
-    def acting(self, images: int) -> Acting:
-        """For so many of them, with as many threads as torch has."""
+    def inference(self, images: int) -> ConvInference:
+        """Prepare inference on this many images with torch's current number of threads, once."""
         key = images, torch.get_num_threads()
-        if key not in self._acting:
-            self._acting[key] = Acting(self, images)
-        return self._acting[key]
+        if key not in self._inferences:
+            self._inferences[key] = ConvInference(self, images)
+        return self._inferences[key]
 
 
-class Acting:
-    """A chain for so many images, made ready once, as that takes longer than small layers."""
+class ConvInference:
+    """Run packed layers on a fixed number of images; arguments are converted once."""
 
-    def __init__(self, chain: Chain, images: int) -> None:
-        self._like, self._values = chain.like, chain.method.values
-        self._kept = chain.us, chain.biases  # whose addresses C++ is given
-        self._layers = _layers(chain.forms, u=chain.us, bias=chain.biases)
-        self._size = images, *chain.forms[-1].size()
-        self._call = library.Prepared(
-            f"{chain.method.name}_convolve", self._layers, len(self._layers), images,
-            library.ADDRESS, None, torch.get_num_threads(),
+    def __init__(self, packed: PackedConvs, images: int) -> None:
+        self._like, self._dtype = packed.like, packed.variant.dtype
+        self._keep_alive = packed.kernels, packed.biases  # C++ holds their addresses
+        self._layers = _conv_layers(packed.plans, packed_kernel=packed.kernels, bias=packed.biases)
+        self._size = images, *packed.plans[-1].size()
+        self._call = library.PreparedCall(
+            f"{packed.variant.name}_convolve", self._layers, len(self._layers), images,
+            library.POINTER, None, torch.get_num_threads(),
         )  # fmt: skip
 
-    def room(self) -> torch.Tensor:
-        return torch.empty(self._size, dtype=self._values)
+    def new_output(self) -> torch.Tensor:
+        """Return uninitialised memory for the outputs, [N, H', W', O]."""
+        return torch.empty(self._size, dtype=self._dtype)
 
     def __call__(self, images: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
-        """Fills and returns `out`; images are such as were packed for, and contiguous."""
+        """Fill `out` with the outputs of contiguous `images` [N, H, W, C], and return it."""
         _check(images, self._like)
         assert len(images) == self._size[0]
         self._layers[-1].outputs = out.data_ptr()
@@ -190,79 +203,83 @@ class Acting:
         return out
 
 
-def pack(
+def pack_convs(
     images: torch.Tensor,
-    kinds: Sequence[Kind],
+    specs: Sequence[ConvSpec],
     kernels: Sequence[torch.Tensor],
     biases: Sequence[torch.Tensor],
-    method: Method,
-) -> Chain:
-    """Layers for images [N, H, W, C] of this kind, height and width, however many."""
-    forms = _forms(images, kinds, kernels, method)
-    us = _rooms_for_kernels(forms, method)
-    for form, u, kernel in zip(forms, us, kernels, strict=True):
-        _pack_call(form, method, u)(_in_order(kernel), torch.get_num_threads())
-    return Chain(
-        _kind_of(images), method, forms, us, [bias.detach().contiguous() for bias in biases]
-    )
+    variant: KernelVariant,
+) -> PackedConvs:
+    """Pack layers for images [N, H, W, C] with the dtype, height and width of these; N may vary."""
+    plans = _plans(images, specs, kernels, variant)
+    packed = _kernel_buffers(plans, variant)
+    for plan, u, kernel in zip(plans, packed, kernels, strict=True):
+        _pack_call(plan, variant, u)(_channels_last(kernel), torch.get_num_threads())
+    contiguous = [bias.detach().contiguous() for bias in biases]
+    return PackedConvs(_empty_like(images), variant, plans, packed, contiguous)
 
 
-def _forms(
-    images: torch.Tensor, kinds: Sequence[Kind], kernels: Sequence[torch.Tensor], method: Method
-) -> tuple[Form, ...]:
-    assert images.dtype in (torch.uint8, method.values)
-    return forms_of(
-        tuple(images.shape[1:]), tuple(kernel.shape for kernel in kernels), tuple(kinds),
-        as_bytes=images.dtype == torch.uint8, halves=method.halves,
+def convolve(images: torch.Tensor, packed: PackedConvs) -> torch.Tensor:
+    """Return the outputs [N, H', W', O] of contiguous images, as `ConvGradient.forward` does."""
+    inference = packed.inference(len(images))
+    return inference(images, inference.new_output())
+
+
+def _plans(
+    images: torch.Tensor,
+    specs: Sequence[ConvSpec],
+    kernels: Sequence[torch.Tensor],
+    variant: KernelVariant,
+) -> tuple[ConvPlan, ...]:
+    assert images.dtype in (torch.uint8, variant.dtype)
+    return plan_convolutions(
+        tuple(images.shape[1:]), tuple(kernel.shape for kernel in kernels), tuple(specs),
+        uint8_images=images.dtype == torch.uint8, bf16_products=variant.bf16_products,
     )  # fmt: skip
 
 
 def _pack_call(
-    form: Form, method: Method, u: torch.Tensor, *, turned: bool = False
-) -> library.Prepared:
-    """Of a kernel and the number of threads; fills U, or `turned` with channels and filters
-    exchanged, which gradients of images need.
+    plan: ConvPlan, variant: KernelVariant, packed: torch.Tensor, *, transposed: bool = False
+) -> library.PreparedCall:
+    """Prepare a call of a kernel [O, C, K, K] and the number of threads, which fills `packed`.
+
+    `transposed` exchanges channels and filters, as the gradient of the images needs them.
     """
-    return library.Prepared(
-        f"{method.name}_pack_kernel", form.geometry, library.ADDRESS, u, turned, library.NUMBER
-    )
+    name, pointer, integer = f"{variant.name}_pack_kernel", library.POINTER, library.INT
+    return library.PreparedCall(name, plan.geometry, pointer, packed, transposed, integer)
 
 
-def _in_order(kernel: torch.Tensor) -> torch.Tensor:
-    """[O, C, K, K] that lies in memory as O, rows, columns, channels."""
+def _channels_last(kernel: torch.Tensor) -> torch.Tensor:
+    """Return a kernel [O, C, K, K] whose memory is ordered as O, rows, columns, channels."""
     assert kernel.dtype == torch.float32
     if kernel.is_contiguous(memory_format=torch.channels_last):
         return kernel
     return kernel.detach().contiguous(memory_format=torch.channels_last)
 
 
-def _size_to_learn_from(form: Form, method: Method, images: int) -> Size:
-    """Of outputs that another layer takes; for matrix units [groups, H', W', 32, O]."""
-    height, width, channels = form.size()
-    if method != TILES:
+def _activation_size(plan: ConvPlan, variant: KernelVariant, images: int) -> Size:
+    """Return the shape of the outputs kept for the next layer: for AMX [groups, H', W', 32, O]."""
+    height, width, channels = plan.size()
+    if variant != AMX:
         return images, height, width, channels
     return math.ceil(images / GROUP), height, width, GROUP, channels
 
 
-def _rooms_for_kernels(forms: Sequence[Form], method: Method) -> list[torch.Tensor]:
-    return [torch.empty(_packed_size(form, method), dtype=method.values) for form in forms]
+def _kernel_buffers(plans: Sequence[ConvPlan], variant: KernelVariant) -> list[torch.Tensor]:
+    """Allocate memory for the packed kernels of all layers."""
+    return [torch.empty(_packed_size(plan, variant), dtype=variant.dtype) for plan in plans]
 
 
 @functools.cache
-def _packed_size(form: Form, method: Method) -> int:
-    name = f"{method.name}_packed_size"
-    size: int = library.call(name, form.geometry, returns=ctypes.c_int32)
+def _packed_size(plan: ConvPlan, variant: KernelVariant) -> int:
+    """Return the number of elements in a packed kernel."""
+    name = f"{variant.name}_packed_size"
+    size: int = library.call(name, plan.geometry, returns=ctypes.c_int32)
     return size
 
 
-def convolve(images: torch.Tensor, chain: Chain) -> torch.Tensor:
-    """What `Learning` gives of contiguous images."""
-    acting = chain.acting(len(images))
-    return acting(images, acting.room())
-
-
-def _kind_of(images: torch.Tensor) -> torch.Tensor:
-    """None of them, but of their size and dtype."""
+def _empty_like(images: torch.Tensor) -> torch.Tensor:
+    """Return an empty batch [0, H, W, C] with the size and dtype of `images`."""
     return images.new_empty(0, *images.shape[1:])
 
 
@@ -271,10 +288,12 @@ def _check(images: torch.Tensor, like: torch.Tensor) -> None:
     assert images.is_contiguous()
 
 
-def _layers(forms: Sequence[Form], **columns: Sequence[torch.Tensor | None]) -> ctypes.Array[Layer]:
-    """With the addresses of tensors, by name; all are to be kept alive meanwhile."""
-    layers = (Layer * len(forms))(*(Layer(f.geometry, f.relu, f.residual) for f in forms))
-    for name, tensors in columns.items():
+def _conv_layers(
+    plans: Sequence[ConvPlan], **arrays: Sequence[torch.Tensor | None]
+) -> ctypes.Array[ConvLayer]:
+    """Build the layers' structs; `arrays` are tensors per field, which the caller keeps alive."""
+    layers = (ConvLayer * len(plans))(*(ConvLayer(p.geometry, p.relu, p.residual) for p in plans))
+    for name, tensors in arrays.items():
         for layer, tensor in zip(layers, tensors, strict=True):
             setattr(layer, name, None if tensor is None else tensor.data_ptr())
     return layers

@@ -1,6 +1,6 @@
-"""Compiles the C++ files of this directory for this CPU, once, and loads them.
+"""Compile the C++ files in `src/` for this CPU, once, load them and call their functions.
 
-The library is kept in the user's cache directory under a name that says what it was made from: the
+The library is kept in the user's cache directory. Its name is a hash of what it was made from: the
 sources, the flags, the compiler and the CPU. Another CPU or another version makes its own.
 """
 
@@ -24,9 +24,10 @@ if TYPE_CHECKING:
     import torch
 
 HERE = Path(__file__).resolve().parent
-SOURCES = (
-    "winograd.cpp", "bfloat16.cpp", "dense.cpp", "dense_learning.cpp", "losses.cpp", "adam.cpp",
-    "stepping.cpp",
+SOURCES = (  # of `HERE`
+    "src/winograd/winograd.cpp", "src/amx/amx.cpp", "src/dense/inference.cpp",
+    "src/dense/gradient.cpp", "src/loss/objectives.cpp", "src/loss/adam.cpp",
+    "src/common/stepping.cpp",
 )  # fmt: skip
 FLAGS = (
     "-std=c++17", "-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fPIC",
@@ -36,12 +37,12 @@ COMPILE_LIMIT_SECONDS, VERSION_LIMIT_SECONDS = 120.0, 10.0
 
 
 class NativeError(Exception):
-    """Why there is no library on this machine, in one line."""
+    """Report in one line why the library cannot be had on this machine."""
 
 
 @functools.cache
-def compiled() -> Path:
-    """The library's file, made first if this machine has not done so.
+def library_path() -> Path:
+    """Return the path of the library, compiling it first where this machine has not yet.
 
     Raises: NativeError without a compiler, or when it fails.
     """
@@ -66,68 +67,72 @@ _library: ctypes.CDLL | None = None
 
 
 def load(path: Path | None = None) -> ctypes.CDLL:
-    """The library; worker processes are given the very file that the main process has.
+    """Load the library once per process, from `path` or else from `library_path()`.
 
-    Raises: NativeError from `compiled`.
+    Worker processes pass the very file that the main process loaded.
+
+    Raises: NativeError from `library_path`.
     """
     global _library
     if _library is None:
-        import torch  # noqa: F401 - its OpenMP is then in the process, and serves the library too
+        import torch  # noqa: F401 - loads its OpenMP, which the library then shares
 
-        _library = ctypes.CDLL(str(path or compiled()))
+        _library = ctypes.CDLL(str(path or library_path()))
     return _library
 
 
-class Prepared:
-    """A function of the library with arguments that are converted once, to be called often.
+class PreparedCall:
+    """Call the library's function `name` often, with arguments that are converted once.
 
-    Those given as `ADDRESS` are tensors that come with each call, or None, and `NUMBER` integers,
-    in their order; `returns` is the C type of the result. To convert a dozen takes as long as a
-    small layer. The others are kept alive. For one thread at a time, as what comes is kept here
-    meanwhile.
+    Converting a dozen arguments takes as long as a small layer. Arguments given as `POINTER` or
+    `INT` vary: each call passes a tensor or None, or an integer, for each of them in order. The
+    fixed ones are kept alive. `returns` is the C type of the result. Not for several threads at a
+    time, as the varying arguments are stored in the object.
     """
 
     def __init__(self, name: str, *arguments: Any, returns: Any = None) -> None:
         self._function = _function(load(), name, returns)
-        self._kept = arguments
+        self._keep_alive = arguments
         self._arguments = [_converted(argument) for argument in arguments]
         pairs = zip(arguments, self._arguments, strict=True)
-        self._places = [place for given, place in pairs if given is ADDRESS or given is NUMBER]
+        self._varying = [slot for given, slot in pairs if given is POINTER or given is INT]
 
     def __call__(self, *given: torch.Tensor | int | None) -> Any:
-        """Tensors of contiguous memory, which the caller's names keep alive meanwhile."""
-        for place, one in zip(self._places, given, strict=True):
-            place.value = one if one is None or isinstance(one, int) else one.data_ptr()
+        """Call the function; the caller keeps the tensors, contiguous ones, alive meanwhile."""
+        for slot, one in zip(self._varying, given, strict=True):
+            slot.value = one if one is None or isinstance(one, int) else one.data_ptr()
         return self._function(*self._arguments)
 
 
-ADDRESS, NUMBER = object(), object()
+POINTER, INT = object(), object()  # stand for arguments that vary between calls
 
 
 @functools.cache
 def _function(library: ctypes.CDLL, name: str, returns: Any) -> Any:
-    function = library[name]  # one of its own, as its type is set
+    """Look `name` up in the library and set the C type that it returns."""
+    function = library[name]  # a new object at each look-up, so that its type can be set
     function.restype = returns
     return function
 
 
 def call(name: str, *arguments: Any, returns: Any = None) -> Any:
-    """Call a function of the library: tensors go as addresses, numbers as int32 or float, None as
-    null; `returns` is the C type of the result.
+    """Call the library's function `name` once; `returns` is the C type of the result.
 
-    The caller's names keep tensors alive meanwhile, as an address would not.
+    Tensors are passed as addresses, numbers as int32 or float, None as null. The caller keeps the
+    tensors alive meanwhile.
     """
-    return Prepared(name, *arguments, returns=returns)()
+    return PreparedCall(name, *arguments, returns=returns)()
 
 
 def _converted(argument: Any) -> Any:
+    """Convert an argument of `call` or `PreparedCall` to what ctypes passes to C."""
     if isinstance(argument, (ctypes.Structure, ctypes.Array)):
         return ctypes.byref(argument)
     if isinstance(argument, float):
         return ctypes.c_float(argument)
-    if argument is None or argument is ADDRESS:
+    if argument is None or argument is POINTER:
         return ctypes.c_void_p()
-    if argument is NUMBER:
+    if argument is INT:
         return ctypes.c_int32()
     if isinstance(argument, int):
         return ctypes.c_int32(argument)
@@ -135,24 +140,24 @@ def _converted(argument: Any) -> Any:
 
 
 @functools.cache
-def why_missing() -> str | None:
-    """None where the library can be had, else the reason."""
+def why_unavailable() -> str | None:
+    """Return the reason why the library cannot be had, or None where it can."""
     try:
-        compiled()
+        library_path()
     except NativeError as error:
         return str(error)
     return None
 
 
 def has_wide_vectors() -> bool:
-    """Whether the CPU has what the library is fast with: AVX2 or AVX-512."""
+    """Return whether the CPU has AVX2 or AVX-512, without which the kernels are slow."""
     import torch
 
     return torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
 
 
 def _limits() -> tuple[str, ...]:
-    """For CPUs that have AVX-512 where torch was told to do without it."""
+    """Return flags that forbid AVX-512 where torch was told to do without it."""
     import torch
 
     without = torch.backends.cpu.get_cpu_capability() != "AVX512"
@@ -160,14 +165,15 @@ def _limits() -> tuple[str, ...]:
 
 
 def _fingerprint(*facts: str) -> str:
+    """Hash `facts`, the CPU and all sources and headers, as 16 hexadecimal digits."""
     digest = hashlib.sha256("\n".join([*facts, _cpu()]).encode())
-    for path in sorted([*HERE.glob("*.cpp"), *HERE.glob("*.h")]):
+    for path in sorted([*HERE.glob("src/**/*.cpp"), *HERE.glob("src/**/*.h")]):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
 
 
 def _cpu() -> str:
-    """What -march=native looks at."""
+    """Describe the CPU by what -march=native looks at."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -178,7 +184,7 @@ def _cpu() -> str:
 
 
 def _cache() -> Path:
-    """The user's own cache directory, which nobody else may put a library into."""
+    """Return the user's own cache directory, which nobody else may put a library into."""
     base = Path(os.environ.get("XDG_CACHE_HOME") or "")
     if not base.is_absolute():
         base = Path(os.path.expanduser("~")) / ".cache"
@@ -194,14 +200,14 @@ def _cache() -> Path:
 
 @functools.cache
 def _own_directory() -> Path:
-    """For this process and its workers, where nothing can be kept."""
+    """Make a directory for this process and its workers, where nothing can be kept."""
     directory = tempfile.mkdtemp(prefix="rl_bench-native-")
     atexit.register(shutil.rmtree, directory, ignore_errors=True)
     return Path(directory)
 
 
 def _loads(path: Path) -> bool:
-    """Whether the file is there and whole."""
+    """Return whether `path` holds a library that can be loaded."""
     import torch  # noqa: F401 - as in `load`
 
     try:
@@ -212,9 +218,9 @@ def _loads(path: Path) -> bool:
 
 
 def _make(command: list[str], path: Path) -> bool:
-    """Whole or not at all: several processes may be doing the same at once.
+    """Compile into `path` and return whether it can be loaded; False in a read-only directory.
 
-    False where the directory cannot be written.
+    The file appears complete or not at all, as several processes may be compiling it at once.
     """
     if not os.access(path.parent, os.W_OK):
         return False
@@ -232,7 +238,10 @@ def _make(command: list[str], path: Path) -> bool:
 
 
 def _run(command: list[str], limit_seconds: float) -> str:
-    """What it prints. Raises: NativeError when it fails or takes longer, and is then ended."""
+    """Run a command and return what it prints.
+
+    Raises: NativeError when it fails, or takes longer than the limit and is ended.
+    """
     process = subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         text=True, errors="replace", env={**os.environ, "LC_ALL": "C"}, start_new_session=True,

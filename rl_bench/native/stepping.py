@@ -1,4 +1,4 @@
-"""Environments behind gym3's C interface, stepped by the threads that compute (`stepping.cpp`)."""
+"""Step environments behind gym3's C interface with torch's threads (`src/common/stepping.cpp`)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from rl_bench.native import library
 
 
 class Environments(ctypes.Structure):
-    """As in `stepping.cpp`: two functions, and what they are called with."""
+    """Mirror the struct in `stepping.cpp`: two C functions and the handles they are called with."""
 
     _fields_ = [
         ("act", ctypes.c_void_p),
@@ -19,7 +19,12 @@ class Environments(ctypes.Structure):
     ]
 
 
-def made_ready(*, act: int, observe: int, handles: Sequence[int]) -> library.Prepared:
-    """To be called to act and observe everywhere, with as many threads as torch has."""
+def prepare_step(*, act: int, observe: int, handles: Sequence[int]) -> library.PreparedCall:
+    """Prepare a call without arguments that steps all environments once.
+
+    `act` and `observe` are addresses of functions of a handle. The call invokes both for each of
+    the `handles`, shared out among as many threads as torch has.
+    """
     array = (ctypes.c_void_p * len(handles))(*handles)
-    return library.Prepared("step_environments", Environments(act, observe, array, len(handles)))
+    environments = Environments(act, observe, array, len(handles))
+    return library.PreparedCall("step_environments", environments)

@@ -1,7 +1,7 @@
-"""Whether compiled layers are right and faster than torch's on this machine: tried, not assumed.
+"""Tries whether compiled layers are right and faster than torch's on this machine.
 
-Once for each library, precision and encoder, in a process of its own that may come to harm, on one
-thread. What was found lies beside the library; to have it tried again, delete it there.
+It does so once for each library, precision and encoder, on one thread of a process of its own,
+which may crash. What was found lies beside the library; to have it tried again, delete it there.
 """
 
 from __future__ import annotations
@@ -29,21 +29,36 @@ LIMIT_SECONDS = 60.0
 FRAMES = {"nature": 136, "impala": 40}  # in a gradient; as shares are, no whole number of groups
 ACTING = (5, 40)
 REPEATS = 5
-# Of the norm of what torch computes in float32, for each parameter; rounding to bfloat16 alone
-# makes up to 0.04, and decides which of two pixels is a pool's largest.
+# The largest error, as a share of the norm of what torch computes in float32, for each parameter;
+# rounding to bfloat16 alone makes up to 0.04, and decides which of two pixels is a pool's largest.
 TOLERANCE = {"fp32": 0.01, "bf16": 0.1}
-# What would happen again; other ends may be the machine's fault.
+# The ends of a trial that would happen again; others may be the machine's fault.
 CRASHES = (signal.SIGILL, signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGABRT)
 ROOT = Path(__file__).resolve().parents[1]
 
 
 def why_wrong(precision: str, encoder: str) -> str | None:
-    """Why compiled layers cannot be used; None where they can."""
-    return library.why_missing() or _findings(precision, encoder).get("failed")
+    """Say why compiled layers cannot be used; None where they can."""
+    return library.why_unavailable() or _findings(precision, encoder).get("failed")
+
+
+def has_wide_vectors() -> bool:
+    """Tell if the CPU has what compiled layers are fast with: AVX2 or AVX-512."""
+    return library.has_wide_vectors()
+
+
+def library_path() -> Path:
+    """Return the compiled library of this machine, for processes that must load the very same."""
+    return library.library_path()
+
+
+def load_library(path: Path) -> None:
+    """Load a compiled library, instead of whatever this process would compile or find."""
+    library.load(path)
 
 
 def why_not(precision: str, encoder: str) -> str | None:
-    """Why torch's layers are the better choice; None where they are not."""
+    """Say why torch's layers are the better choice; None where they are not."""
     if wrong := why_wrong(precision, encoder):
         return wrong
     speedup = _findings(precision, encoder)["speedup"]
@@ -52,8 +67,8 @@ def why_not(precision: str, encoder: str) -> str | None:
 
 @functools.cache
 def _findings(precision: str, encoder: str) -> dict[str, Any]:
-    """`error` and `speedup`, as `compare` gives them, or why it `failed`."""
-    path = library.compiled()
+    """Return `error` and `speedup`, as `compare` gives them, or why the trial `failed`."""
+    path = library.library_path()
     kept = path.with_name(f"{path.stem}-{precision}-{encoder}-{_fingerprint()}.json")
     with contextlib.suppress(OSError, ValueError):
         found = json.loads(kept.read_text())
@@ -67,14 +82,14 @@ def _findings(precision: str, encoder: str) -> dict[str, Any]:
 
 
 def _fingerprint() -> str:
-    """Of what was compared beside the library: our layers, torch, what oneDNN is limited to."""
+    """Hash what was compared beside the library: our layers, torch, what oneDNN is limited to."""
     import torch
 
     facts = [torch.__version__, os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper()]
     digest = hashlib.sha256("\n".join(facts).encode())
     native = [
         f"native/{name}.py"
-        for name in ("convolution", "dense", "geometry", "library", "method", "room")
+        for name in ("conv_plan", "convolution", "dense", "library", "row_buffer", "variant")
     ]
     for name in (*(f"nets/{path.name}" for path in sorted((ROOT / "nets").glob("*.py"))), *native):
         digest.update((ROOT / name).read_bytes())
@@ -82,7 +97,7 @@ def _fingerprint() -> str:
 
 
 def _tried(path: Path, precision: str, encoder: str) -> tuple[dict[str, Any], bool]:
-    """What was found, and whether it would be found again."""
+    """Run the trial; return what was found, and if it would be found again."""
     command = [sys.executable, "-m", "rl_bench.nets.kernel_trial", str(path), precision, encoder]
     try:
         done = subprocess.run(
@@ -102,7 +117,7 @@ def _tried(path: Path, precision: str, encoder: str) -> tuple[dict[str, Any], bo
 
 
 def compare(precision: str, encoder: str) -> dict[str, Any]:
-    """How far gradients and acting are from torch's in float32, and how many times as fast.
+    """Measure how far gradients and acting are from torch's in float32, and how much faster.
 
     Returns: `error`, relative to the norm and the largest of all, and `speedup`, of a gradient, or
     why it `failed`.
@@ -112,33 +127,32 @@ def compare(precision: str, encoder: str) -> dict[str, Any]:
     from gymnasium.spaces import Box, Discrete
 
     from rl_bench.nets.actor_critic import ActorCritic
+    from rl_bench.nets.executor import Executor, make_executor
 
     torch.set_num_threads(1)
     torch.manual_seed(0)
     spaces = Box(0, 255, (64, 64, 3), np.uint8), Discrete(15)
     frames = torch.randint(0, 256, (FRAMES[encoder], 64, 64, 3), dtype=torch.uint8)
 
-    def make(precision: str, kernels: str) -> ActorCritic:
+    def make(precision: str, kernels: str) -> Executor:
         torch.manual_seed(0)
-        return ActorCritic(*spaces, encoder=encoder, precision=precision, kernels=kernels)
+        net = ActorCritic(*spaces, encoder=encoder, precision=precision)
+        return make_executor(net, kernels)
 
     # Of log-probabilities, one for each action; values go upwards.
     directions, every = torch.randn(len(frames), 15), torch.arange(len(frames))
 
-    def gradient(net: ActorCritic) -> list[torch.Tensor]:
-        net.zero_grad()
-        if net.learns_natively:
-            _, values = net.forward_to_learn(frames, every)
-            net.backward(directions, torch.ones_like(values))
-        else:
-            policy, values = net(frames)
-            ((policy * directions).sum() + values.sum()).backward()
-        return [p.grad for p in net.parameters() if p.grad is not None]
+    def gradient(executor: Executor) -> list[torch.Tensor]:
+        executor.net.zero_grad()
+        executor.forward(frames, every)
+        executor.backward(directions, torch.ones(len(frames)))
+        return [p.grad for p in executor.net.parameters() if p.grad is not None]
 
-    def acting(net: ActorCritic) -> list[torch.Tensor]:
-        policy = net.acting_copy()
+    def acting(executor: Executor) -> list[torch.Tensor]:
+        policy = executor.acting_copy()
         with torch.inference_mode():
-            return [policy.encoder(frames[:n], net.dtype).float() for n in ACTING]
+            policy.net.head.dense.weight.mul_(100)  # lest all actions be nearly as probable
+            return [policy.forward(frames[:n])[0] for n in ACTING]
 
     exact, theirs, ours = make("fp32", "torch"), make(precision, "torch"), make(precision, "native")
     pairs = [*zip(gradient(ours), gradient(exact), strict=True)]
@@ -158,12 +172,12 @@ def compare(precision: str, encoder: str) -> dict[str, Any]:
 
 
 def main(arguments: Sequence[str]) -> str | None:
-    """With a library, a precision and an encoder: print what was found. Without: have all tried."""
+    """Try one library, precision and encoder and print what was found; without arguments, all."""
     if arguments:
         library.load(Path(arguments[0]))
         sys.stdout.write("\n" + json.dumps(compare(*arguments[1:])) + "\n")
         return None
-    if missing := library.why_missing():
+    if missing := library.why_unavailable():
         return f"convolutions are computed by torch, more slowly: {missing}"
     for precision in ("fp32", "bf16") if cpus.has_bf16_instructions() else ("fp32",):
         for encoder in FRAMES:

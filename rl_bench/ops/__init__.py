@@ -1,1 +1,1 @@
-"""Pure functions of tensors: keyword-only arguments, shapes asserted first, no I/O, no state."""
+"""Holds pure functions of tensors: keyword-only, shapes asserted first, no I/O, no state."""

@@ -1,4 +1,4 @@
-"""Losses as means over a minibatch, in float32 whatever the network computes in."""
+"""Computes losses as means over a minibatch, in float32 whatever the network computes in."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 def clipped_surrogate(
     *, log_ratios: torch.Tensor, advantages: torch.Tensor, clip_range: float
 ) -> torch.Tensor:
-    """PPO's policy loss, the negative clipped objective, as a scalar.
+    """Compute PPO's policy loss, the negative clipped objective, as a scalar.
 
     Shapes: log_ratios, advantages [M].
     Source: Schulman et al. 2017 (arXiv 1707.06347), equation 7.
@@ -26,7 +26,7 @@ def value_loss(
     old_values: torch.Tensor,
     clip_range: float | None,
 ) -> torch.Tensor:
-    """Half the mean squared error; with a clip range, pessimistic around the old values.
+    """Compute half the mean squared error; with a clip range, pessimistic around the old values.
 
     Shapes: values, returns, old_values: the same, any.
     Source: the PPO of the Procgen paper (Cobbe et al. 2020, arXiv 1912.01588), which keeps the
@@ -41,7 +41,7 @@ def value_loss(
 
 
 def explained_variance(*, values: torch.Tensor, returns: torch.Tensor) -> float | None:
-    """1 − Var[returns − values] / Var[returns]; None where the returns do not vary."""
+    """Compute 1 − Var[returns − values] / Var[returns]; None where the returns do not vary."""
     assert values.shape == returns.shape
     variance = returns.var().item()
     if variance == 0.0:
@@ -50,7 +50,7 @@ def explained_variance(*, values: torch.Tensor, returns: torch.Tensor) -> float 
 
 
 def approximate_kl(*, log_ratios: torch.Tensor) -> torch.Tensor:
-    """Mean of (r − 1) − log r ≥ 0, an unbiased, low-variance estimate of KL(old ‖ new).
+    """Estimate KL(old ‖ new), unbiased and with low variance: the mean of (r − 1) − log r ≥ 0.
 
     Source: Schulman 2020, "Approximating KL divergence", estimator k3.
     """

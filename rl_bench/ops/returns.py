@@ -1,4 +1,4 @@
-"""Advantages and value targets from trajectories.
+"""Computes advantages and value targets from trajectories.
 
 Knows rewards, values and where episodes end; not networks, not algorithms.
 """
@@ -20,7 +20,7 @@ def gae(
     gamma: float,
     gae_lambda: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Generalised advantage estimation; returns (advantages, returns), both [T, B] float32.
+    """Estimate generalised advantages; return (advantages, returns), both [T, B] float32.
 
     Shapes:
         rewards, terminated, truncated, final_values [T, B]; values [T+1, B]
@@ -44,7 +44,10 @@ def gae(
 
 
 class VTrace(NamedTuple):
-    """Shapes: both [T, B] float32, without gradient. `vs` are the targets of the value."""
+    """Holds V-trace's value targets `vs` and policy-gradient advantages.
+
+    Shapes: both [T, B] float32, without gradient.
+    """
 
     vs: torch.Tensor
     pg_advantages: torch.Tensor
@@ -65,10 +68,10 @@ def vtrace(
     clip_pg_rho: float = 1.0,
     trace_lambda: float = 1.0,
 ) -> VTrace:
-    """V-trace: value targets and policy-gradient advantages corrected for old behaviour.
+    """Compute V-trace: off-policy corrected value targets and policy-gradient advantages.
 
-    log_rhos are log π(a|x) − log μ(a|x) of the actions taken; values are those of the policy π that
-    learns; `gamma` is one number or one per step.
+    log_rhos are log π(a|x) − log μ(a|x) of the actions taken, where μ is the policy that acted and
+    π the one that learns; values are those of π; `gamma` is one number or one per step.
         δ_t = ρ_t (r_t + γ V(x_{t+1}) − V(x_t)),       ρ_t = min(ρ̄, π/μ)
         v_t = V(x_t) + δ_t + γ c_t (v_{t+1} − V(x_{t+1})),   c_t = λ min(c̄, π/μ)
         A_t = min(ρ̄_pg, π/μ) (r_t + γ v_{t+1} − V(x_t))
@@ -100,7 +103,7 @@ def vtrace(
 
 
 def _accumulate(deltas: torch.Tensor, traces: torch.Tensor) -> torch.Tensor:
-    """x_t = δ_t + trace_t · x_{t+1} with nothing after the last row: [T, B] from [T, B] each."""
+    """Compute x_t = δ_t + trace_t · x_{t+1}, with 0 after the last row. All are [T, B]."""
     following = torch.zeros_like(deltas[0])
     backwards = []
     for delta, trace in zip(reversed(deltas.unbind()), reversed(traces.unbind()), strict=True):

@@ -1,1 +1,1 @@
-"""Comparisons of finished runs: reads files, writes tables, pictures and verdicts; no torch."""
+"""Compares finished runs: reads files, writes tables, pictures and verdicts; needs no torch."""

@@ -1,4 +1,4 @@
-"""A report as blocks, and the two ways to write them: plain text and Markdown."""
+"""Defines the blocks of a report, and writes them as plain text or Markdown."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ class Heading:
 
 @dataclass(frozen=True)
 class Lines:
-    """Sentences or facts, each a line of its own."""
+    """Holds sentences or facts, each a line of its own."""
 
     lines: Sequence[str]
 
 
 @dataclass(frozen=True)
 class Table:
-    """The first column is text, the others are figures."""
+    """Holds a table, whose first column is text; the others are figures."""
 
     header: Sequence[str]
     rows: Sequence[Sequence[str]]

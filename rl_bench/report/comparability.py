@@ -1,4 +1,4 @@
-"""Whether arms may be held against each other, and what differs where they may not."""
+"""Decides if arms are comparable, and says what differs where they are not."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from rl_bench.envs import is_procgen
 from rl_bench.errors import ConfigError
 from rl_bench.report.load import Arm, Run
 
-# Share by which budgets may differ, or be missed.
+# The share by which budgets may differ, or be missed.
 SAME_BUDGET = 0.02
 
 
 def refuse_other_games(arms: Sequence[Arm]) -> list[str]:
-    """The games that all arms have. Raises: ConfigError where there is none."""
+    """Return the games that all arms have. Raises: ConfigError where there is none."""
     common = set(arms[0].games).intersection(*(arm.games for arm in arms))
     if not common:
         played = "; ".join(f"{arm.label}: {', '.join(arm.games)}" for arm in arms)
@@ -25,7 +25,7 @@ def refuse_other_games(arms: Sequence[Arm]) -> list[str]:
 
 
 def incomparable(arms: Sequence[Arm]) -> list[str]:
-    """What makes these runs incomparable, one line each; empty where nothing does."""
+    """List what makes the runs of these arms incomparable; empty where nothing does."""
     runs = [(arm, run) for arm in arms for run in arm.runs]
     lines = [line for what, value in ESSENTIAL.items() if (line := _differs(what, value, runs))]
     for game in sorted({run.game for _, run in runs}):
@@ -107,7 +107,7 @@ def _other_games(arms: Sequence[Arm]) -> list[str]:
 
 
 def _unequal_budgets(runs: Sequence[tuple[Arm, Run]]) -> list[str]:
-    """Of one kind, but of another size; or not spent."""
+    """List budgets of one kind that differ in size, or were not spent."""
     budgets = [(arm, run.result["budget"]) for arm, run in runs]
     if len({budget["kind"] for _, budget in budgets}) > 1:
         return []  # said already
@@ -127,7 +127,7 @@ def _unequal_budgets(runs: Sequence[tuple[Arm, Run]]) -> list[str]:
 
 
 def _mixed_arms(arms: Sequence[Arm]) -> list[str]:
-    """Runs within one arm are to differ in their seeds only."""
+    """List the arms whose runs differ in more than their seeds."""
     lines = []
     for arm in arms:
         table = _differing([(str(i), run) for i, run in enumerate(arm.runs)])
@@ -149,7 +149,7 @@ def _repeated_seeds(arms: Sequence[Arm]) -> list[str]:
     return lines
 
 
-# Of no consequence to a result, or compared above.
+# Sections and settings of no consequence to a result, or compared above.
 UNREMARKABLE = ("env", "logging")
 UNREMARKABLE_SETTINGS = (
     "training.duration_hours", "training.total_timesteps", "training.log_interval",
@@ -158,7 +158,7 @@ UNREMARKABLE_SETTINGS = (
 
 
 def differing_settings(arms: Sequence[Arm]) -> dict[str, dict[str, Any]]:
-    """Settings that are not the same in all arms: name → label → value of its first run."""
+    """Return the settings that differ between arms: name → label → value of its first run."""
     return _differing([(arm.label, arm.runs[0]) for arm in arms])
 
 

@@ -1,4 +1,4 @@
-"""From arms to one document that holds every figure, interval and verdict of a comparison."""
+"""Turns arms into one document that holds every figure, interval and verdict of a comparison."""
 
 from __future__ import annotations
 
@@ -28,8 +28,9 @@ from rl_bench.report.statistics import (
 
 
 def compare(arms: Sequence[Arm], *, threshold: float | None = None) -> dict[str, Any]:
-    """Compare arms, the first being the baseline of ratios.
+    """Compare arms; the first is the baseline of ratios.
 
+    `threshold` is the return whose first passing is timed; None: the middle of the game's range.
     Raises: ConfigError where they have no game in common.
     """
     common = comparability.refuse_other_games(arms)
@@ -112,7 +113,7 @@ def _is_one_arm_after_the_other(arms: Sequence[Arm]) -> bool:
 
 
 def _throughput(arms: Sequence[Arm], game: str) -> list[dict[str, Any]]:
-    """FPS of whole runs of one game: medians, and their ratio to the first arm's."""
+    """Compare the FPS of whole runs of one game: medians, and their ratio to the first arm's."""
     results = [[run.result for run in arm.of(game)] for arm in arms]
     rates = [[r["average_fps"] for r in own if r.get("average_fps")] for own in results]
     table = []
@@ -152,7 +153,10 @@ def _game(
 
 
 def _score(score: Score, game: str, arms: Sequence[Arm]) -> dict[str, Any]:
-    """`missing` counts runs without a value: no evaluation, no episode, threshold not reached."""
+    """Tabulate one score of every arm.
+
+    `missing` counts runs without a value: no evaluation, no episode, threshold not reached.
+    """
     described = {k: getattr(score, k) for k in ("key", "title", "unit", "short")}
     table: dict[str, Any] = {**described, "arms": {}}
     for arm in arms:
@@ -171,7 +175,7 @@ def _score(score: Score, game: str, arms: Sequence[Arm]) -> dict[str, Any]:
 
 
 def _contrasts(score: Score, game: str, arms: Sequence[Arm]) -> list[dict[str, Any]]:
-    """Every pair of arms on the primary score; p-values adjusted for the number of pairs."""
+    """Compare every pair of arms on the primary score, with p adjusted for their number."""
     pairs: list[tuple[str, str]] = []
     found: list[Contrast] = []
     for a, b in combinations(arms, 2):
@@ -183,13 +187,13 @@ def _contrasts(score: Score, game: str, arms: Sequence[Arm]) -> list[dict[str, A
 
 
 def _contrast_entry(a: str, b: str, c: Contrast) -> dict[str, Any]:
-    """`better`: the better arm and the other, where one may be called so."""
+    """Describe a pair; `better` names the better arm and the other, where one may be called so."""
     order = ([a, b] if c.difference > 0 else [b, a]) if better(c) else None
     return {"a": a, "b": b, **asdict(c), "better": order, "verdict": verdict(c, a, b)}
 
 
 def _caution(score: Score, table: Mapping[str, Any]) -> list[str]:
-    """What a reader must know about the primary score itself."""
+    """List what a reader must know about the primary score itself."""
     lines = []
     if score.key == scores.LAST_EPISODES.key:
         lines.append(
@@ -211,7 +215,10 @@ def _caution(score: Score, table: Mapping[str, Any]) -> list[str]:
 def _several_games(
     arms: Sequence[Arm], common: Sequence[str], by_game: dict[str, Any]
 ) -> dict[str, Any] | None:
-    """Normalised primary scores over games, or what is `missing` for them; None for one game."""
+    """Aggregate normalised primary scores over games, or say what is `missing` for that.
+
+    None for one game.
+    """
     if len(common) < 2:
         return None
     normalised: dict[str, dict[str, list[float]]] = {arm.label: {} for arm in arms}

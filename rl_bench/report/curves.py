@@ -1,4 +1,4 @@
-"""Logged series of several runs on a common grid."""
+"""Puts the logged series of several runs on a common grid."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Scale = Callable[[Run, float], float]
 
 @dataclass(frozen=True)
 class Curve:
-    """Runs of one arm over timesteps or time.
+    """Holds the runs of one arm over timesteps or time.
 
     Shapes: grid [G]; runs: an (x, y) for each as logged; mean [G]; band [2, G], the Student-t
     interval of the mean at each point, or None with fewer than three runs or runs of several
@@ -39,7 +39,11 @@ def curve_of(
     x_unit: float = 1.0,
     scale: Scale = lambda run, value: value,
 ) -> Curve | None:
-    """`y` over `x / x_unit`, runs without such rows left out; None where none has any."""
+    """Make the curve of `y` over `x / x_unit`; None where no run has logged it.
+
+    Runs that have not logged it are left out.
+    `scale` changes the values of a run, such as to normalise them.
+    """
     logged = []
     for run in runs:
         xs, ys = run.series(x, y)
@@ -61,13 +65,13 @@ def curve_of(
 
 
 def carry_forward(x: np.ndarray, y: np.ndarray, grid: np.ndarray) -> np.ndarray:
-    """The last value at or before each point; the grid must not begin before `x`."""
+    """Return the last value at or before each point; the grid must not begin before `x`."""
     assert grid[0] >= x[0]
     return y[np.searchsorted(x, grid, side="right") - 1]
 
 
 def smooth(values: np.ndarray) -> np.ndarray:
-    """Centred mean over a twentieth of the points, over fewer towards the ends."""
+    """Take the centred mean over a twentieth of the points, over fewer towards the ends."""
     half = round(SMOOTHING * len(values) / 2)
     sums = np.concatenate([[0.0], np.cumsum(values)])
     indices = np.arange(len(values))
@@ -76,7 +80,10 @@ def smooth(values: np.ndarray) -> np.ndarray:
 
 
 def mean_over(x: np.ndarray, y: np.ndarray, end: float) -> float | None:
-    """Mean of the curve (last value carried forward) from its first point to `end`."""
+    """Average the curve (last value carried forward) from its first point to `end`.
+
+    None where no point lies before `end`.
+    """
     inside = x < end
     if not inside.any():
         return None
@@ -85,6 +92,6 @@ def mean_over(x: np.ndarray, y: np.ndarray, end: float) -> float | None:
 
 
 def first_reaching(x: np.ndarray, y: np.ndarray, threshold: float) -> float | None:
-    """Where the curve first reaches `threshold`; None where it does not (censored)."""
+    """Return the x where the curve first reaches `threshold`; None if it never does (censored)."""
     reached = np.flatnonzero(y >= threshold)
     return float(x[reached[0]]) if len(reached) else None

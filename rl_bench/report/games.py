@@ -1,4 +1,4 @@
-"""Scores over several games: normalised, aggregated over runs and games, with intervals.
+"""Normalises scores and aggregates them over runs and games, with intervals.
 
 Source: Agarwal et al. 2021, "Deep RL at the edge of the statistical precipice" (arXiv 2108.13264).
 """
@@ -42,11 +42,11 @@ RANGES: Mapping[str, Mapping[str, tuple[float, float]]] = {
 }  # fmt: skip
 PROFILE_THRESHOLDS = np.linspace(-0.25, 1.25, 151)
 
-Scores = Mapping[str, Sequence[float]]  # normalised, of each run, by game
+Scores = Mapping[str, Sequence[float]]  # by game, the normalised score of each run
 
 
 def score_range(game: str, distribution_mode: str) -> tuple[float, float] | None:
-    """The range that returns are normalised by; None where none is published.
+    """Return the range that returns are normalised by; None where none is published.
 
     `game` as in results: `procgen-coinrun-v0`.
     """
@@ -60,7 +60,10 @@ def normalise(value: float, limits: tuple[float, float]) -> float:
 
 
 def iqm(games: Sequence[np.ndarray]) -> np.ndarray:
-    """Mean of the middle half of all runs of all games. [resamples, runs] per game."""
+    """Average the middle half of all runs of all games: the interquartile mean.
+
+    Shapes: [resamples, runs] per game, here and in the other aggregates; returns [resamples].
+    """
     pooled = np.sort(np.concatenate(games, axis=-1), axis=-1)
     count = pooled.shape[-1]
     cut = int(0.25 * count)
@@ -68,17 +71,17 @@ def iqm(games: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def mean(games: Sequence[np.ndarray]) -> np.ndarray:
-    """Mean over games of the mean over runs."""
+    """Return the mean over games of the mean over runs."""
     return np.mean([g.mean(axis=-1) for g in games], axis=0)
 
 
 def median(games: Sequence[np.ndarray]) -> np.ndarray:
-    """Median over games of the mean over runs."""
+    """Return the median over games of the mean over runs."""
     return np.median([g.mean(axis=-1) for g in games], axis=0)
 
 
 def optimality_gap(games: Sequence[np.ndarray]) -> np.ndarray:
-    """How far runs stay below a score of 1, on average; what is above 1 does not count."""
+    """Average how far runs stay below a score of 1; more than 1 counts as 1."""
     return 1.0 - np.mean([np.minimum(g, 1.0).mean(axis=-1) for g in games], axis=0)
 
 
@@ -89,16 +92,19 @@ AGGREGATES: Mapping[str, Callable[[Sequence[np.ndarray]], np.ndarray]] = {
 
 @dataclass(frozen=True)
 class Estimate:
-    """`interval` is None where every game has one run: nothing shows how runs differ."""
+    """Holds an aggregate and its interval.
+
+    `interval` is None where every game has one run: nothing shows how runs differ.
+    """
 
     value: float
     interval: Interval | None
 
 
 def aggregate(scores: Scores, resamples: int = RESAMPLES) -> dict[str, Estimate]:
-    """Each aggregate of one arm, with its 95 % stratified bootstrap interval.
+    """Compute each aggregate of one arm, with its 95 % stratified bootstrap interval.
 
-    Deviates from the paper: what is resampled is `widened`, without which the intervals are too
+    Deviates from the paper: it resamples `widened` runs, without which the intervals are too
     narrow with few runs (docs/comparing.md has the simulation).
     """
     games = [np.asarray(runs, float) for runs in scores.values()]
@@ -118,7 +124,7 @@ def _interval(draws: np.ndarray, *arms: Scores) -> Interval | None:
 
 
 def widened(games: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Runs moved away from their game's mean, so that resampling them shows what is not known.
+    """Move runs away from their game's mean, so that resampling them shows what is not known.
 
     Drawn from n runs as they are, a resample shows (n − 1) / n of their sample variance; and that
     variance is itself estimated, which Student's t allows for and a percentile does not.
@@ -136,9 +142,11 @@ def widened(games: Sequence[np.ndarray]) -> list[np.ndarray]:
 
 
 def performance_profile(scores: Scores, resamples: int = RESAMPLES) -> dict[str, Any]:
-    """Share of runs above each threshold, mean over games, and its pointwise 95 % band.
+    """Return the share of runs above each threshold, mean over games, and its 95 % band.
 
-    `thresholds` [G], `shares` [G], `band` [2, G], None where every game has one run.
+    The band is pointwise.
+
+    Shapes: `thresholds` [G], `shares` [G], `band` [2, G], None where every game has one run.
     """
     games = [np.asarray(runs, float) for runs in scores.values()]
 
@@ -157,7 +165,7 @@ def performance_profile(scores: Scores, resamples: int = RESAMPLES) -> dict[str,
 
 
 def improvement(a: Scores, b: Scores, resamples: int = RESAMPLES) -> Estimate:
-    """Mean over games of the probability that a run of a beats a run of b."""
+    """Average over games the probability that a run of a beats a run of b."""
     pairs = [(np.asarray(a[game], float), np.asarray(b[game], float)) for game in a]
     value = float(np.mean([probability_of_improvement(x, y) for x, y in pairs]))
     generator = np.random.default_rng(SEED)

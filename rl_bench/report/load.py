@@ -1,4 +1,4 @@
-"""Finished runs, read from what they left behind."""
+"""Reads finished runs from the files that they left behind."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 RESULT = "benchmark_metrics.json"
 NUMBER = (int, float)
 MAYBE = (int, float, type(None))
-# What the report cannot do without, and of which type; all else may be absent.
+# The keys that the report needs, and their types; all others may be absent.
 RESULT_KEYS: Mapping[str, Any] = {
     "algorithm": str, "training_mode": str, "status": str, "elapsed_seconds": NUMBER,
     "total_timesteps": int, "total_updates": int, "average_fps": MAYBE, "final_fps": MAYBE,
@@ -45,9 +45,9 @@ SET_KEYS: Mapping[str, Any] = {
 
 @dataclass(frozen=True)
 class Run:
-    """One run: its result, its logged rows, and the evaluation of its final policy, if any.
+    """Holds one run: its result, its logged rows, and the evaluation of its final policy, if any.
 
-    `notes`: what a reader of its figures should know.
+    `notes` say what a reader of its figures should know.
     """
 
     directory: Path
@@ -79,7 +79,7 @@ class Run:
         return self.result["resource_usage"].get(key)
 
     def series(self, x: str, y: str) -> tuple[list[float], list[float]]:
-        """The logged values of `y` over those of `x`, where both are numbers."""
+        """Return the logged values of `x` and of `y`, from the rows where both are numbers."""
         points = [(row.get(x), row.get(y)) for row in self.rows]
         known = [(a, b) for a, b in points if _is_number(a) and _is_number(b)]
         return [float(a) for a, _ in known], [float(b) for _, b in known]  # type: ignore[arg-type]
@@ -91,7 +91,7 @@ def _is_number(value: Any) -> bool:
 
 @dataclass(frozen=True)
 class Arm:
-    """What is compared with others: one or more runs (seeds) under one label."""
+    """Groups one or more runs (seeds) under one label, to be compared with other arms."""
 
     label: str
     runs: Sequence[Run] = field(default_factory=list)
@@ -105,7 +105,7 @@ class Arm:
 
 
 def load_arms(named: Mapping[str, Sequence[str]]) -> list[Arm]:
-    """The runs of each label. Raises: ConfigError, also when a directory is named twice."""
+    """Load the runs of each label. Raises: ConfigError, also when a directory is named twice."""
     seen: dict[Path, str] = {}
     arms = []
     for label, directories in named.items():
@@ -124,7 +124,7 @@ def load_arms(named: Mapping[str, Sequence[str]]) -> list[Arm]:
 
 
 def load_run(directory: Path) -> Run:
-    """Read the run in a directory. Raises: ConfigError, one line for every way to fail."""
+    """Read the run in a directory. Raises: ConfigError, one line for each way to fail."""
     if not directory.is_dir():
         raise ConfigError(f"there is no directory '{directory}'")
     path = directory / RESULT
@@ -150,7 +150,7 @@ def load_run(directory: Path) -> Run:
 
 
 def read_document(path: Path, keys: Mapping[str, Any]) -> dict[str, Any]:
-    """A JSON document of our schema, its `keys` of the right types. Raises: ConfigError."""
+    """Read a JSON document of our schema and check the types of `keys`. Raises: ConfigError."""
     try:
         text = path.read_text(encoding="utf-8")
         document = json.loads(text, parse_constant=_refuse_constant)
@@ -172,7 +172,10 @@ def _refuse_constant(constant: str) -> None:
 
 
 def check_keys(document: Any, keys: Mapping[str, Any], *, where: str) -> None:
-    """Raises: ConfigError where a key (`a.b` inside `a`) is missing or of another type."""
+    """Refuse a document that lacks one of `keys` (`a.b` inside `a`), or has it of another type.
+
+    Raises: ConfigError, which names the document by `where`.
+    """
     for name, kind in keys.items():
         value = document
         for part in name.split("."):
@@ -188,7 +191,7 @@ def _mode(result: Mapping[str, Any]) -> Mode:
 
 
 def _rows_of(directory: Path, result: Mapping[str, Any]) -> tuple[list[Row], int]:
-    """A run by timesteps has its results beside its rows, a timed one its rows under logs/."""
+    """Read the rows: beside the results of a run by timesteps, under logs/ of a timed one."""
     name, log_dir = _mode(result).name, result["config"]["logging"].get("log_dir")
     places = [directory / "logs" / name, directory]
     places += [Path(log_dir) / name] if log_dir else []
@@ -205,7 +208,7 @@ def _rows_of(directory: Path, result: Mapping[str, Any]) -> tuple[list[Row], int
 def _evaluation_of(
     directory: Path, result: Mapping[str, Any], notes: list[str]
 ) -> Mapping[str, Any] | None:
-    """The stochastic evaluation of this run's final checkpoint, which is what is compared."""
+    """Find the stochastic evaluation of a run's final checkpoint, which is what is compared."""
     mode, here = _mode(result), directory.resolve()
     places = [here / "checkpoints"]
     if here.name == mode.name:  # a run by timesteps: logs/<NAME> and checkpoints/<stem>
@@ -225,7 +228,10 @@ def _evaluation_of(
 
 
 def _is_of(described: Mapping[str, Any], result: Mapping[str, Any], checkpoint: Path) -> bool:
-    """By the checkpoint's digest; where the checkpoint itself is gone, by its length and seed."""
+    """Tell if an evaluation is of this run's checkpoint, by its timesteps, seed and digest.
+
+    Where the checkpoint itself is gone, the digest cannot be compared.
+    """
     if described["timesteps"] != result["total_timesteps"]:
         return False
     if described["seed"] != result["config"]["env"]["seed"]:
@@ -236,9 +242,9 @@ def _is_of(described: Mapping[str, Any], result: Mapping[str, Any], checkpoint: 
 
 
 def find_arms(root: Path) -> dict[str, list[str]]:
-    """Timed runs under `root` that spent their budget: algorithm and mode → directories.
+    """Find timed runs under `root` that spent their budget: algorithm and mode → directories.
 
-    PPO first, and sequential ones: the first arm is what others are held against.
+    PPO comes first, and sequential before parallel: others are compared with the first arm.
     """
     found: dict[str, list[str]] = {}
     for path in sorted(root.glob(f"**/{RESULT}")):

@@ -1,4 +1,4 @@
-"""Pictures of a comparison: curves, final scores, and aggregates over several games.
+"""Draws the pictures of a comparison: curves, final scores, and aggregates over several games.
 
 Colours are Okabe and Ito's, told apart with any colour vision; arms also differ by line style and
 marker, so that they survive a black-and-white print.
@@ -45,7 +45,7 @@ def as_it_is(run: Run, value: float) -> float:
 
 
 def shown(label: str) -> str:
-    """A label that matplotlib takes for text: `$` begins formulas, `_` hides a legend's entry."""
+    """Escape a label for matplotlib: `$` begins formulas, a first `_` hides a legend's entry."""
     text = label.replace("$", r"\$")
     return f" {text}" if text.startswith("_") else text
 
@@ -57,9 +57,9 @@ def style(i: int) -> dict[str, Any]:
 def draw_panels(
     arms: Sequence[Arm], title: str, path: Path, *, scale: Scale | None = as_it_is
 ) -> None:
-    """Return over timesteps, FPS over time, policy loss, timesteps over time.
+    """Draw four panels: return over timesteps, FPS over time, policy loss, timesteps over time.
 
-    `scale` makes returns of several games comparable; None: nothing does, they are left out.
+    `scale` makes returns of several games comparable; None: nothing does, so they are left out.
     Raises: StorageError.
     """
     returns = "return (100-episode mean)" if scale is as_it_is else "normalised return"
@@ -92,7 +92,7 @@ CURVE_NOTE = (
 def _panels(
     arms: Sequence[Arm], *, rows: int, height: float, widths: Sequence[float] = (1.0, 1.0)
 ) -> tuple[Figure, list[Axes]]:
-    """Two panels a row below a legend with the number of runs of each arm."""
+    """Lay out two panels a row, below a legend with the number of runs of each arm."""
     lines = math.ceil(len(arms) / LEGEND_COLUMNS)
     space = 0.22 * lines
     figure = plt.figure(figsize=(WIDTH, height + space))
@@ -133,7 +133,7 @@ def _curves(
 
 
 def _fit_to_lines(axes: Axes) -> None:
-    """Limits of what was logged: intervals from a run's first episodes would dwarf the rest."""
+    """Limit the axis to what was logged: intervals of the first episodes would dwarf the rest."""
     values = np.concatenate([line.get_ydata() for line in axes.get_lines()])
     low, high = float(values.min()), float(values.max())
     margin = 0.05 * (high - low) or 0.5
@@ -157,7 +157,7 @@ def _label(axes: Axes, title: str, x: str, y: str) -> None:
 
 
 def draw_scores(arms: Sequence[Arm], title: str, entry: Mapping[str, Any], path: Path) -> None:
-    """Final scores, every run a point; and return over wall clock. Raises: StorageError."""
+    """Draw final scores, every run a point, and return over wall clock. Raises: StorageError."""
     shown = [s for key in SCORE_KEYS if (s := entry["scores"].get(key))]
     with plt.rc_context(LOOK):
         widths = (max(1.0, 0.55 * len(shown)), 1.1)
@@ -201,7 +201,10 @@ def _points(axes: Axes, x: float, cell: Mapping[str, Any], i: int) -> None:
 
 
 def draw_games(document: Mapping[str, Any], path: Path) -> None:
-    """Aggregates, performance profiles and probabilities of improvement. Raises: StorageError."""
+    """Draw aggregates, performance profiles and probabilities of improvement.
+
+    Raises: StorageError.
+    """
     entry = document["several_games"]
     labels = list(entry["normalised"])
     runs = ", ".join(
@@ -255,7 +258,7 @@ def _rows(axes: Axes, labels: Sequence[str]) -> None:
 
 
 def _finish(figure: Figure, title: str, path: Path, note: str) -> None:
-    """Title, small print, and the file: written whole or not at all."""
+    """Add the title and a note, and write the file whole or not at all."""
     figure.suptitle(title, fontsize=10.5, fontweight="bold")
     figure.supxlabel(note, fontsize=7, color="0.35")
     _save(path, lambda target: figure.savefig(target, dpi=DPI))

@@ -1,4 +1,4 @@
-"""What a run is judged by: one number per run for each score. The primary one comes first."""
+"""Defines the scores that runs are judged by, one number per run, and chooses the primary one."""
 
 from __future__ import annotations
 
@@ -11,12 +11,15 @@ from rl_bench.report.curves import first_reaching, mean_over
 from rl_bench.report.games import score_range
 from rl_bench.report.load import Run
 
-EPISODES_IN_MEAN = 100  # of a logged mean that is worth comparing with a threshold
+EPISODES_IN_MEAN = 100  # a logged mean over fewer is not compared with a threshold
 
 
 @dataclass(frozen=True)
 class Score:
-    """`of(run)` is its value, None where the run has none; `unit` is empty for returns."""
+    """Defines one score: `of(run)` is its value, None where the run has none.
+
+    `unit` is empty for returns.
+    """
 
     key: str
     title: str
@@ -57,7 +60,7 @@ LAST_EPISODES = Score(
 
 
 def area_score(seconds: float) -> Score:
-    """Mean logged return over the first `seconds` of each run, which all have in common."""
+    """Score the mean logged return over the first `seconds`, which all runs have in common."""
 
     def of(run: Run) -> float | None:
         x, y = run.series("time/elapsed_time", "rollout/ep_reward_mean")
@@ -67,7 +70,10 @@ def area_score(seconds: float) -> Score:
 
 
 def threshold_score(threshold: float) -> Score:
-    """Minutes until the mean of 100 training episodes reaches `threshold`; None: not reached."""
+    """Score the minutes until the mean of 100 training episodes reaches `threshold`.
+
+    Runs that do not reach it have no value.
+    """
 
     def of(run: Run) -> float | None:
         episodes = dict(zip(*run.series("time/elapsed_time", "rollout/episodes"), strict=True))
@@ -82,13 +88,16 @@ def threshold_score(threshold: float) -> Score:
 
 
 def default_threshold(run: Run) -> float | None:
-    """Half way between the lowest and the highest return of the game, where they are published."""
+    """Return the middle between the lowest and the highest return of the run's game.
+
+    None where they are not published.
+    """
     limits = score_range(run.game, run.env["distribution_mode"])
     return None if limits is None else (limits[0] + limits[1]) / 2.0
 
 
 def primary(runs: Sequence[Run]) -> Score:
-    """Held-out levels where every run was evaluated on them, else the best that all have.
+    """Choose the return on held-out levels if all runs have it, else the best score they all have.
 
     Runs that were trained on all levels have no held-out ones.
     """

@@ -1,7 +1,7 @@
-"""What may be concluded from a handful of training runs, and how sure one can be.
+"""Draws conclusions from a handful of training runs, and says how sure they are.
 
-The unit is the run: every sample here holds one value per run, episodes are averaged before.
-Knows numbers only, neither files nor what they are numbers of.
+The unit is the run: every sample here holds one value per run, and episodes are averaged before.
+Knows numbers only, neither files nor what the numbers measure.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Interval(NamedTuple):
 
 @dataclass(frozen=True)
 class Summary:
-    """The runs of one arm. `interval` of the mean is None with fewer than three runs."""
+    """Summarises the runs of one arm; with fewer than three the mean has no `interval`."""
 
     n: int
     mean: float
@@ -41,7 +41,7 @@ class Summary:
 
 
 def summarise(values: Sequence[float]) -> Summary:
-    """Mean with its Student-t interval over runs. Raises: ValueError without any value."""
+    """Return the mean with its Student-t interval over runs. Raises: ValueError without values."""
     if not len(values):
         raise ValueError("no values")
     n = len(values)
@@ -51,7 +51,7 @@ def summarise(values: Sequence[float]) -> Summary:
 
 
 def t_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> Interval:
-    """Student-t interval of the mean of at least two values."""
+    """Compute the Student-t interval of the mean of at least two values."""
     n, mean = len(values), float(np.mean(values))
     half = _t_quantile(n - 1, confidence) * float(np.std(values, ddof=1)) / math.sqrt(n)
     return Interval(mean - half, mean + half)
@@ -63,7 +63,7 @@ def _t_quantile(df: float, confidence: float) -> float:
 
 @dataclass(frozen=True)
 class Contrast:
-    """Arm a against arm b on one score, one value per run.
+    """Compares arm a with arm b on one score, one value per run.
 
     difference: mean of a − mean of b, with its Welch interval and p-value
     hedges_g: difference in pooled standard deviations, corrected for small samples
@@ -73,7 +73,7 @@ class Contrast:
     p_adjusted: Welch's p after Holm, where several pairs are compared
     smallest_shown: the smallest difference that would have been significant then
 
-    What so few runs, or runs without any spread, do not allow is None.
+    Fields that so few runs, or runs without any spread, do not allow are None.
     """
 
     n_a: int
@@ -117,7 +117,7 @@ def contrast(a: Sequence[float], b: Sequence[float]) -> Contrast:
 
 
 def adjust(contrasts: Sequence[Contrast]) -> list[Contrast]:
-    """The contrasts that are judged together, with Holm's correction for their number."""
+    """Correct contrasts that are judged together for their number, by Holm's method."""
     tested = [i for i, c in enumerate(contrasts) if c.p is not None]
     adjusted = holm([contrasts[i].p or 0.0 for i in tested])
     result = list(contrasts)
@@ -132,7 +132,7 @@ def adjust(contrasts: Sequence[Contrast]) -> list[Contrast]:
 
 
 def hedges_g(x: np.ndarray, y: np.ndarray) -> float:
-    """Difference of means in pooled standard deviations, times the small-sample correction.
+    """Compute the difference of means in pooled deviations, corrected for small samples.
 
     Source: Hedges 1981, with the usual approximation 1 − 3 / (4·df − 1) of the correction.
     """
@@ -142,13 +142,16 @@ def hedges_g(x: np.ndarray, y: np.ndarray) -> float:
 
 
 def probability_of_improvement(x: np.ndarray, y: np.ndarray) -> float:
-    """P(a run of x > a run of y) + half of P(equal): Mann and Whitney's U over all pairs."""
+    """Compute P(a run of x > a run of y) + half of P(equal), over all pairs of runs.
+
+    It is Mann and Whitney's U divided by the number of pairs.
+    """
     above = np.asarray(x)[:, None] - np.asarray(y)[None, :]
     return float(((above > 0) + 0.5 * (above == 0)).mean())
 
 
 def permutation_test(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
-    """Two-sided p of the difference of means under relabelling the runs, and the least possible.
+    """Return the two-sided p of the difference of means under relabelling, and its least value.
 
     Exact up to 200,000 relabellings, beyond that as many random ones.
     """
@@ -166,7 +169,7 @@ def permutation_test(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """P-values adjusted for their number. Source: Holm 1979 (step-down Bonferroni)."""
+    """Adjust p-values for their number. Source: Holm 1979 (step-down Bonferroni)."""
     m = len(p_values)
     adjusted, highest = [0.0] * m, 0.0
     for rank, i in enumerate(sorted(range(m), key=lambda i: p_values[i])):
@@ -176,7 +179,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def better(c: Contrast) -> bool:
-    """Whether one arm may be called better: Welch's interval, Holm, and five runs in each."""
+    """Tell if one arm may be called better: by Welch's interval, Holm, and five runs in each."""
     enough = min(c.n_a, c.n_b) >= RUNS_FOR_VERDICT
     return enough and _leaves_out_0(c) and (c.p_adjusted or 0.0) < 1.0 - CONFIDENCE
 
@@ -186,7 +189,7 @@ def _leaves_out_0(c: Contrast) -> bool:
 
 
 def verdict(c: Contrast, a: str, b: str) -> str:
-    """One sentence about two arms, "better" only where `better` allows it."""
+    """State a verdict on two arms in one sentence, "better" only where `better` allows it."""
     runs = f"{c.n_a} against {c.n_b} runs"
     if min(c.n_a, c.n_b) < RUNS_FOR_INTERVAL:
         return f"no verdict on {a} against {b}: {runs}; three in each are the least for an interval"
@@ -211,10 +214,10 @@ def verdict(c: Contrast, a: str, b: str) -> str:
 
 
 def ratio_of_medians(a: Sequence[float], b: Sequence[float]) -> tuple[float, Interval | None]:
-    """Median of a over median of b, with a bootstrap interval from three runs in each on.
+    """Divide the median of a by that of b; give a bootstrap interval from three runs in each on.
 
-    With so few it spans what was seen, hardly more: of equal arms with three runs each it leaves 1
-    out in one of ten cases.
+    With so few runs it hardly spans more than what was seen: for equal arms with three runs each
+    it leaves 1 out in one of ten cases.
     """
     ratio = float(np.median(a) / np.median(b))
     if min(len(a), len(b)) < RUNS_FOR_INTERVAL:
@@ -240,7 +243,7 @@ def stratified_bootstrap(
     generator: np.random.Generator,
     resamples: int = RESAMPLES,
 ) -> np.ndarray:
-    """`statistic` of resampled runs, drawn with replacement within each game.
+    """Compute `statistic` of resampled runs, drawn with replacement within each game.
 
     Shapes: games are [runs of that game]; `statistic` takes one [resamples, runs] per game and
     returns [resamples].

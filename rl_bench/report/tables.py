@@ -1,4 +1,4 @@
-"""The written report: from the comparison's document to blocks."""
+"""Turns the document of a comparison into the blocks of the written report."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ Runs = Sequence[Mapping[str, Any]]
 
 
 def report(document: Document, pictures: Sequence[tuple[str, str]]) -> list[Block]:
-    """Everything, what makes the runs incomparable first. Pictures are (path, caption)."""
+    """Build the whole report; what makes the runs incomparable comes first.
+
+    Pictures are (path, caption).
+    """
     arms = document["arms"]
     counts = ", ".join(f"{arm['label']}: {_runs(len(arm['runs']))}" for arm in arms)
     blocks: list[Block] = [Heading("COMPARISON OF TRAINING RUNS", 1), Lines([counts])]
@@ -63,7 +66,8 @@ def _resource(key: str) -> Reader:
     return lambda run: run["resource_usage"].get(key)
 
 
-# (title, of a run, format): medians over runs of what a machine does, means of what agents earn.
+# (title, reader of a run's value, format). MEASURES, what a machine does, are medians over runs;
+# REWARDS, what agents earn, are means.
 MEASURES: Sequence[tuple[str, Reader, str]] = (
     ("Duration (hours)", lambda run: run["elapsed_seconds"] / 3600, ".2f"),
     ("Total timesteps", lambda run: run["total_timesteps"], ",.0f"),
@@ -84,7 +88,7 @@ REWARDS: Sequence[tuple[str, Reader, str]] = (
 
 
 def measures(document: Document, game: str) -> Table:
-    """The guide's table: a column for each arm, ratios to the first one."""
+    """Build the training guide's table: a column for each arm, with ratios to the first one."""
     arms = document["arms"]
     runs = {arm["label"]: [run for run in arm["runs"] if run["game"] == game] for arm in arms}
     rows = [
@@ -109,7 +113,7 @@ def measures(document: Document, game: str) -> Table:
 
 
 def middle(runs: Runs, of: Reader, how: Callable[[Any], Any]) -> float | None:
-    """Median or mean over the runs that have a value."""
+    """Apply `how`, the median or the mean, to the runs that have a value; None without any."""
     known = [value for run in runs if (value := of(run)) is not None]
     return float(how(known)) if known else None
 
@@ -207,7 +211,7 @@ AGGREGATE_TITLES = {
 
 
 def several_games(entry: Document) -> list[Block]:
-    """Aggregates of normalised scores, each with its bootstrap interval."""
+    """Build the tables of aggregates of normalised scores, each with its bootstrap interval."""
     blocks: list[Block] = [Heading("All games")]
     if entry["missing"]:
         return [*blocks, Lines([f"no aggregate over games: {entry['missing']}"])]

@@ -1,4 +1,4 @@
-"""The benchmark template of the training guide, filled in, with a winner for each row."""
+"""Fills in the benchmark template of the training guide, with a winner for each row."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ RULE, THIN = "=" * 79, "-" * 79
 
 
 def template(document: Document, arms: Sequence[Any]) -> str:
-    """`arms` are the loaded ones: the machine and the evaluations are read from them."""
+    """Fill in the template; the loaded `arms` give the machine and the evaluations."""
     lines: list[str] = []
     for game in document["games"]:
         lines += _of_game(document, game, {arm.label: arm.of(game) for arm in arms})
@@ -104,12 +104,12 @@ def _evaluation(runs: Sequence[Any]) -> list[str]:
 
 
 def _episode_length(run: Any) -> float | None:
-    """On the last of the level sets, which is the held-out one where there is such."""
+    """Return the mean episode length on the last level set: the held-out one, if there is one."""
     sets = list(run.evaluation["sets"].values()) if run.evaluation else []
     return sets[-1]["length_mean"] if sets else None
 
 
-# (title, of a result, format, is more better); rewards are judged by their verdicts instead.
+# (title, reader of a run's value, format, is more better?); None: verdicts judge rewards instead.
 ROWS = (
     ("Average FPS", lambda r: r.result.get("average_fps"), ",.0f", True),
     ("Total Timesteps", lambda r: r.result.get("total_timesteps"), ",.0f", True),
@@ -149,7 +149,7 @@ def _line(
 
 
 def _winner(values: Mapping[str, Sequence[float]], more: bool) -> str:
-    """The best arm and by how much it leads the next; none where runs cannot tell them apart."""
+    """Name the best arm and its lead over the next; none where runs cannot tell them apart."""
     known = [label for label, own in values.items() if own]
     if len(known) < 2:
         return "n/a"

@@ -19,7 +19,7 @@ ADVICE = "then compare again"
 
 
 def check_output(output: Path) -> None:
-    """Raises: ConfigError."""
+    """Refuse a file name that is not of a picture. Raises: ConfigError."""
     if output.suffix.lower() not in SUFFIXES:
         raise ConfigError(f"--output: '{output}' must end in {', '.join(SUFFIXES)}")
 
@@ -27,7 +27,7 @@ def check_output(output: Path) -> None:
 def write_comparison(
     arms: Sequence[Arm], output: Path, *, threshold: float | None = None
 ) -> tuple[str, list[Path]]:
-    """Compare and write everything beside the picture `output`; returns the text and the files.
+    """Compare and write everything beside the picture `output`; return the text and the files.
 
     Raises: ConfigError, StorageError.
     """
@@ -48,7 +48,7 @@ def write_comparison(
 
 
 def _draw(arms: Sequence[Arm], document: dict, output: Path) -> list[tuple[Path, str]]:
-    """The four panels in `output`; scores, and games where there are several, beside it."""
+    """Draw the four panels into `output`; scores, and games if there are several, beside it."""
     found = list(document["games"])
     pictures = []
     if len(found) == 1:
@@ -70,7 +70,7 @@ def _draw(arms: Sequence[Arm], document: dict, output: Path) -> list[tuple[Path,
 
 
 def title_of(arms: Sequence[Arm], game: str) -> str:
-    """A game with its mode and levels, where it has such and all runs have the same."""
+    """Return a game with its mode and levels, where it has such and all runs have the same."""
     envs = [run.env for arm in arms for run in arm.of(game)]
     facts = {f"{e['distribution_mode']}, {e['num_levels'] or 'all'} levels" for e in envs}
     return f"{game} ({facts.pop()})" if is_procgen(game) and len(facts) == 1 else game

@@ -1,1 +1,1 @@
-"""Where trajectories come from. Knows networks and environments, not algorithms."""
+"""Collects trajectories. Knows networks and environments, not algorithms."""

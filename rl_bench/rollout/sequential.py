@@ -1,8 +1,8 @@
-"""Rollouts in this process, taking turns with the learner."""
+"""Collects rollouts in this process, taking turns with the learner."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from rl_bench.types import EpisodeStats, Trajectory
 
 
 class SequentialSource:
-    """Workers one after the other, worker i in column block i.
+    """Runs workers one after the other, worker i in column block i.
 
     The sequential baseline is one worker with all environments; several prove that parallel
     rollouts are the same.
@@ -39,6 +39,10 @@ class SequentialSource:
         for worker, block in zip(self.workers, self.blocks, strict=True):
             self.trajectory.episodes.extend(worker.collect(block))
         return self.trajectory
+
+    def idle(self) -> Collection[int]:
+        """Return nobody: all is done in this process."""
+        return ()
 
     def publish(self, weights: Mapping[str, torch.Tensor], *, version: int) -> None:
         for worker in self.workers:

@@ -1,9 +1,9 @@
-"""What the training loop asks of whoever collects rollouts."""
+"""Defines what the training loop asks of whoever collects rollouts."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -18,28 +18,35 @@ class Source(Protocol):
 
     @property
     def restarts(self) -> int:
-        """Worker processes that were lost and replaced so far."""
+        """Return how many worker processes were lost and replaced so far."""
 
     def next_batch(self) -> Trajectory:
-        """The next trajectory; its memory is reused, so it is valid until the next call.
+        """Collect the next trajectory; its memory is reused, so it is valid until the next call.
 
         Raises: WorkerError.
         """
 
+    def idle(self) -> Collection[int]:
+        """Return the workers that have nothing to collect now, and could compute shares."""
+
     def publish(self, weights: Mapping[str, torch.Tensor], *, version: int) -> None:
-        """After update `version`: act with these weights as soon as the source allows."""
+        """Have rollouts act with the weights of update `version` as soon as the source allows."""
 
     def unfinished_episodes(self) -> int:
-        """Episodes that have begun and not ended."""
+        """Count episodes that have begun and not ended."""
 
     def timings(self) -> dict[str, float]:
-        """Seconds of `simulation`, `inference` and `waiting` so far, per worker on average."""
+        """Return seconds of `simulation`, `inference` and `waiting`, per worker on average."""
 
     def worker_pids(self) -> list[int]:
-        """Processes that collect, apart from this one."""
+        """Return the processes that collect, apart from this one."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Environments, episode accumulators and random states."""
+        """Save environments, episode accumulators and random states.
+
+        Also after `next_batch` has raised: whoever was lost or raised then has no state, and a
+        resume starts its environments anew.
+        """
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take back what `state_dict` gave."""

@@ -1,7 +1,9 @@
-"""One worker: environments and a policy in, trajectories out. Runs the same in any process."""
+"""Steps environments with a policy, in whatever process it runs."""
 
 from __future__ import annotations
 
+import logging
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,24 +14,29 @@ import torch
 
 from rl_bench.envs import Step, VectorEnv
 from rl_bench.errors import RlBenchError, TrainingError, WorkerError
-from rl_bench.nets.actor_critic import ActorCritic
+from rl_bench.nets.executor import Executor
+from rl_bench.rollout.watchdog import CallTimer
 from rl_bench.types import RETURN_DISCOUNT, EpisodeStats, Trajectory
+
+logger = logging.getLogger(__name__)
 
 Rows = Mapping[str, np.ndarray]  # a trajectory's memory, by field
 
 
 @dataclass(frozen=True)
 class WorkerSeeds:
-    """Independent seeds of worker `index`, so that no two workers see the same levels."""
+    """Holds independent seeds of one worker, so that no two workers see the same levels."""
 
     env: int
     sampling: int
 
     @classmethod
     def of(cls, seed: int, index: int, *, resumes: int = 0, restarts: int = 0) -> WorkerSeeds:
-        """A resumed run differs, lest environments without snapshots repeat their first episodes.
+        """Derive the seeds of worker `index` from the run's `seed`.
 
-        Those with snapshots take all of their state from them. A restarted worker differs too.
+        They differ in a resumed run, lest environments without snapshots repeat their first
+        episodes; those with snapshots restore all of their state. They differ in a restarted worker
+        too.
         """
         later = [resumes, restarts] if resumes or restarts else []
         entropy = [seed, index, *later]
@@ -40,27 +47,33 @@ class WorkerSeeds:
 class RolloutWorker:
     """Steps B environments with an acting copy of the policy.
 
+    `on_step` is called after every step, to show that it goes on; `timer` is told of each call of
+    the environment, which should be back within `limit_seconds`.
     Raises: WorkerError when an environment raises; TrainingError on observations that are not
-    finite. `on_step` is called after every step, to show that it goes on.
+    finite.
     """
 
     def __init__(
         self,
         env: VectorEnv,
-        policy: ActorCritic,
+        policy: Executor,
         *,
         n_steps: int,
         seed: int,
         description: str = "",
         on_step: Callable[[], None] = lambda: None,
+        timer: CallTimer | None = None,
+        limit_seconds: float = math.inf,
     ) -> None:
         self.env = env
+        self.timer, self.limit_seconds = timer or CallTimer(), limit_seconds
         self.description = description
         self.on_step = on_step
         self.policy = policy
         self.n_steps = n_steps
         self.version = 0
         self.generator = torch.Generator().manual_seed(seed)
+        self.is_broken = False  # an environment has raised
         self.obs = self._ask_environment(env.reset)
         self.episode_returns = np.zeros(env.num_envs)
         self.episode_lengths = np.zeros(env.num_envs, dtype=np.int64)
@@ -69,8 +82,10 @@ class RolloutWorker:
 
     @torch.inference_mode()
     def collect(self, out: Trajectory) -> EpisodeStats:
-        """Fill `out` in place with the next T steps; returns the episodes that finished."""
-        noise = self.policy.head.draw_noise((self.n_steps, self.env.num_envs), self.generator)
+        """Fill `out` in place with the next T steps; return the episodes that finished."""
+        noise = self.policy.net.distribution.draw_noise(
+            (self.n_steps, self.env.num_envs), self.generator
+        )
         out.final_values.zero_()
         out.policy_version.fill_(self.version)
         # What is small is written through numpy, in a tenth of torch's time for it.
@@ -88,7 +103,7 @@ class RolloutWorker:
         rows["truncated"] &= ~rows["terminated"]
         self.obs = rows["obs"][-1].copy()
         self._require_finite(out)
-        out.behaviour_values[-1] = self.policy(out.obs[-1])[1]
+        out.behaviour_values[-1] = self.policy.forward(out.obs[-1])[1]
         return self._finished_episodes(rows)
 
     def _act(self, obs: torch.Tensor, noise: torch.Tensor, choice: Sequence[torch.Tensor]) -> None:
@@ -104,15 +119,20 @@ class RolloutWorker:
         return step
 
     def _ask_environment(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Raises: WorkerError in place of whatever somebody's environment raises."""
+        """Call a function of the environment. Raises: WorkerError instead of what that raises."""
+        self.timer.begin(self.limit_seconds)
         try:
             return function(*arguments)
         except RlBenchError:
+            self.is_broken = True
             raise
         except Exception as error:
+            self.is_broken = True
             raise WorkerError(
                 f"the environment {self.description} raised {type(error).__name__}: {error}"
             ) from error
+        finally:
+            self.timer.end()
 
     def _record(self, t: int, step: Step, rows: Rows) -> None:
         rows["rewards"][t] = step.rewards
@@ -120,11 +140,16 @@ class RolloutWorker:
         rows["truncated"][t] = step.truncated
         if step.final_obs:
             last_frames = torch.from_numpy(np.stack(list(step.final_obs.values())))
-            rows["final_values"][t, list(step.final_obs)] = self.policy(last_frames)[1].numpy()
+            rows["final_values"][t, list(step.final_obs)] = self.policy.forward(last_frames)[
+                1
+            ].numpy()
 
     def _finished_episodes(self, rows: Rows) -> EpisodeStats:
-        """In the order of their ends. Counted when all steps are done: in between, little of what
-        this needs is in the caches, and it takes four times as long."""
+        """Find the finished episodes, in the order of their ends, and write `discounted_returns`.
+
+        This comes after all steps: between two of them little of what it needs is in the CPU's
+        caches, and it takes four times as long.
+        """
         episodes = EpisodeStats()
         ends = rows["terminated"] | rows["truncated"]
         for t, (rewards, ended) in enumerate(zip(rows["rewards"], ends, strict=True)):
@@ -149,11 +174,11 @@ class RolloutWorker:
             )
 
     def unfinished_episodes(self) -> int:
-        """Episodes that have begun and not ended."""
+        """Count the episodes that have begun and not ended."""
         return int((self.episode_lengths > 0).sum())
 
     def state_dict(self) -> dict[str, Any]:
-        states = self.env.get_state()
+        states = self._snapshots()
         return {
             "env_states": None if states is None else [_to_tensor(state) for state in states],
             "obs": torch.from_numpy(self.obs.copy()),
@@ -165,6 +190,16 @@ class RolloutWorker:
             "simulation_seconds": self.simulation_seconds,
             "inference_seconds": self.inference_seconds,
         }
+
+    def _snapshots(self) -> Sequence[bytes] | None:
+        """Ask for snapshots; None where the environment has raised, does so now, or has none."""
+        if self.is_broken or self.timer.deadline is not None:  # the latter: it never came back
+            return None
+        try:
+            return self._ask_environment(self.env.get_state)
+        except WorkerError as error:
+            logger.warning("no snapshot: %s", error)
+            return None
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.generator.set_state(state["generator"])
@@ -181,8 +216,11 @@ class RolloutWorker:
 
 
 def _step_by_step(*tensors: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
-    """The rows of all of them. They are taken apart a hundred steps at a time: between two steps
-    little of what that needs is in the caches, and it takes longer."""
+    """Yield the rows of all tensors, one step at a time.
+
+    Tensors are split a hundred steps at a time: between two steps little of what that needs is in
+    the CPU's caches, and it takes longer.
+    """
     for first in range(0, len(tensors[0]), 100):
         yield from zip(*(t[first : first + 100].unbind() for t in tensors), strict=True)
 

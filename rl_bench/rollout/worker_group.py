@@ -1,18 +1,18 @@
-"""The worker processes that collect: asked, replaced when they are lost, saved and restored.
+"""Keeps a group of worker processes collecting: asks them, replaces the lost, saves and restores.
 
-What both ways of collecting with workers share (`parallel.py` in lock-step, `actors.py` ahead).
+Both ways of collecting with workers share it (`lockstep.py`, `asynchronous.py`), and A3C's workers,
+which also compute gradients (`gradients.py`).
 """
 
 from __future__ import annotations
 
-import contextlib
 import logging
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from rl_bench.errors import RlBenchError
 from rl_bench.rollout.source import warn_without_snapshots
-from rl_bench.rollout.worker_service import Collected, packed, unpacked
+from rl_bench.rollout.worker_service import Collected, deserialise, serialise
 from rl_bench.workers.handle import WorkerLost
 from rl_bench.workers.main import Factory
 from rl_bench.workers.pool import WorkerPool
@@ -20,11 +20,12 @@ from rl_bench.workers.pool import WorkerPool
 logger = logging.getLogger(__name__)
 
 
-class Crew:
+class WorkerGroup:
     """N workers that collect.
 
     One that is lost is replaced, `restart_budget` times in all, by what
-    `make_factory(index, restarts)` makes; its environments start anew.
+    `make_factory(index, restarts)` makes; its environments start anew. `collecting` are those that
+    have been asked and not answered, `broken` those whose environments raised.
     Raises: WorkerLost when the budget is spent.
     """
 
@@ -37,6 +38,8 @@ class Crew:
     ) -> None:
         self.pool = pool
         self.restarts = 0
+        self.collecting: set[int] = set()
+        self.broken: dict[int, RlBenchError] = {}
         self._make_factory = make_factory
         self._budget = restart_budget
         self._unfinished = [0] * len(pool)
@@ -45,24 +48,42 @@ class Crew:
     def __len__(self) -> int:
         return len(self.pool)
 
-    def ask_to_collect(
-        self, index: int, version: int, *, block: int = 0, collecting: Iterable[int] = ()
-    ) -> None:
-        """Ask a worker, or whoever replaces it; `collecting` as in `replace`."""
+    def ask_to_collect(self, index: int, version: int, *, turn: int = 0) -> None:
+        """Ask a worker, or whoever replaces it."""
         while True:
             try:
-                return self.pool.ask(index, "collect", version, block)
+                self.pool.ask(index, "collect", version, turn)
             except WorkerLost as lost:
-                self.replace(lost, collecting)
+                self.replace(lost)
+            else:
+                self.collecting.add(index)
+                return
 
-    def next_collected(self, among: Collection[int]) -> tuple[int, Collected]:
-        """Who finishes next, and what it says. Raises: WorkerLost."""
-        return self._account(*self.pool.next_reply(among))
+    def next_collected(self) -> tuple[int, Collected]:
+        """Wait for the next of those collecting, and return its number and reply.
 
-    def collected_by_now(self, among: Collection[int]) -> tuple[int, Collected] | None:
-        """The same without waiting; None where nobody has finished. Raises: WorkerLost."""
-        reply = self.pool.reply_by_now(among)
-        return None if reply is None else self._account(*reply)
+        Raises: WorkerLost; what an environment raised.
+        """
+        return self._account(*self._answered(lambda: self.pool.next_reply(self.collecting)))
+
+    def collected_by_now(self, index: int) -> Collected | None:
+        """Return a worker's reply if it has come. Raises: as `next_collected`."""
+        reply = self._answered(lambda: self.pool.reply_by_now([index]))
+        return None if reply is None else self._account(*reply)[1]
+
+    def _answered(self, wait: Callable[[], Any]) -> Any:
+        """Take a reply, and keep books on who raised or was lost instead."""
+        try:
+            reply = wait()
+        except RlBenchError as error:
+            if error.worker is not None:
+                self.collecting.discard(error.worker)
+                if not isinstance(error, WorkerLost):
+                    self.broken[error.worker] = error
+            raise
+        if reply is not None:
+            self.collecting.discard(reply[0])
+        return reply
 
     def _account(self, index: int, collected: Collected) -> tuple[int, Collected]:
         self._unfinished[index] = collected.unfinished_episodes
@@ -70,14 +91,20 @@ class Crew:
         self._seconds["inference"] += collected.inference_seconds / len(self)
         return index, collected
 
-    def replace(self, lost: WorkerLost, collecting: Iterable[int] = ()) -> None:
-        """Put another worker in its place; if there cannot be one, let those `collecting` finish.
+    def let_all_finish(self) -> list[tuple[int, Collected]]:
+        """Wait until nobody collects; return the replies. Those who fail are lost or `broken`."""
+        replies = []
+        while self.collecting:
+            try:
+                replies.append(self.next_collected())
+            except RlBenchError as error:
+                logger.debug("while the others finished: %s", error)
+        return replies
 
-        Raises: WorkerLost when there cannot be one.
-        """
+    def replace(self, lost: WorkerLost) -> None:
+        """Put another worker in the place of a lost one. Raises: WorkerLost when it cannot."""
         while True:
             if self._budget == 0:
-                self._let_finish(collecting)
                 raise WorkerLost(lost.worker, f"{lost}; no restart is left") from lost
             self._budget -= 1
             self.restarts += 1
@@ -88,7 +115,6 @@ class Crew:
                 lost = error
                 continue
             except RlBenchError as error:
-                self._let_finish(collecting)
                 message = f"{lost}; its replacement did not start: {error}"
                 raise WorkerLost(lost.worker, message) from error
             logger.warning(
@@ -98,12 +124,6 @@ class Crew:
             )
             return
 
-    def _let_finish(self, collecting: Iterable[int]) -> None:
-        """The run ends, but the others' environments are to be saved: they must answer first."""
-        for index in collecting:
-            with contextlib.suppress(RlBenchError):
-                self.pool.next_reply([index])
-
     def unfinished_episodes(self) -> int:
         return sum(self._unfinished)
 
@@ -111,13 +131,16 @@ class Crew:
         waited = sum(self.pool.waiting_seconds()) / len(self)
         return self._seconds | {"waiting": self._seconds["waiting"] + waited}
 
-    def state_dict(self, *, without: Collection[int] = ()) -> dict[str, Any]:
-        """Nobody may be collecting. A worker that is lost, or `without`, has no state.
+    def state_dict(self) -> dict[str, Any]:
+        """Save everybody, once nobody collects. A worker that is lost or broken has no state.
 
         A resume starts its environments anew.
         """
+        assert not self.collecting
+        for index, error in self.broken.items():
+            logger.warning("the environments of worker %d cannot be saved: %s", index, error)
         everyone = range(len(self))
-        asked = [index not in without and self._ask_for_state(index) for index in everyone]
+        asked = [index not in self.broken and self._ask_for_state(index) for index in everyone]
         return {
             "workers": [
                 self._state_of(i) if was_asked else None for i, was_asked in enumerate(asked)
@@ -139,12 +162,12 @@ class Crew:
             _, state = self.pool.next_reply([index])
         except WorkerLost:
             return None
-        return unpacked(state)
+        return deserialise(state)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         for index, saved in enumerate(state["workers"]):
             if saved is not None:
-                self.pool.ask(index, "load_state", packed(saved))
+                self.pool.ask(index, "load_state", serialise(saved))
                 self.pool.next_reply([index])
         warn_without_snapshots(state["workers"])
         self.restarts = state["restarts"]

@@ -10,7 +10,7 @@ def own_cgroups(
     root: Path = Path("/sys/fs/cgroup"),
     membership: Path = Path("/proc/self/cgroup"),
 ) -> list[Path]:
-    """Directories of the control groups that bound this process, in either version."""
+    """List the directories of control groups that bound this process, in either version."""
     directories = []
     for line in read_text(membership).splitlines() or ["0::/"]:
         _, controllers, group = line.split(":", 2)

@@ -1,4 +1,4 @@
-"""Counts the cores that may be used, and tells what they compute in.
+"""Counts the cores that may be used, and tells in which precision they compute.
 
 Imports torch only inside functions, so that limits can be set before torch starts its threads.
 """
@@ -21,7 +21,7 @@ ISA_LIMITS_WITHOUT_BF16 = (
 
 
 def usable_cores() -> int:
-    """Cores this process may use: its affinity, cut by the control group's quota."""
+    """Count the cores that this process may use: its affinity, cut by the control group's quota."""
     if hasattr(os, "sched_getaffinity"):
         cores = len(os.sched_getaffinity(0))
     else:
@@ -33,16 +33,16 @@ def usable_cores() -> int:
 def _cgroup_quota(
     root: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")
 ) -> float | None:
-    """CPUs granted by control groups of either version: the least of this one and those above.
+    """Return the CPUs that control groups grant: the least of this one's and those above.
 
-    None without a limit.
+    None without a limit. It reads either version of control groups.
     """
     quotas = [_quota_of(directory) for directory in own_cgroups("cpu", root, membership)]
     return min((quota for quota in quotas if quota is not None), default=None)
 
 
 def _quota_of(directory: Path) -> float | None:
-    """The limit of one control group: `cpu.max` in version 2, two files in version 1."""
+    """Read the limit of one control group: `cpu.max` in version 2, two files in version 1."""
     words = read_text(directory / "cpu.max").split() or [
         read_text(directory / "cpu.cfs_quota_us").strip(),
         read_text(directory / "cpu.cfs_period_us").strip(),
@@ -55,7 +55,10 @@ def _quota_of(directory: Path) -> float | None:
 
 
 def resolve_precision(precision: str) -> str:
-    """`auto` → `bf16` where the CPU has its instructions, else `fp32`; the same on every start."""
+    """Resolve `auto` to `bf16` where the CPU has its instructions, else to `fp32`.
+
+    The answer is the same on every start.
+    """
     if precision != "auto":
         return precision
     return "bf16" if has_bf16_instructions() else "fp32"

@@ -17,7 +17,7 @@ GB = 1e9
 
 
 def host_facts() -> dict[str, Any]:
-    """What a reader needs to judge a measurement; never environment variables."""
+    """Return what a reader needs to judge a measurement; never environment variables."""
     return {
         "cpu_model": cpuinfo("model name") or platform.processor() or platform.machine(),
         "cores_usable": usable_cores(),
@@ -40,7 +40,7 @@ def _version(package: str) -> str | None:
 
 
 def git_facts() -> dict[str, Any]:
-    """Commit of the code that runs, and whether it was changed; None outside a checkout."""
+    """Return the commit of the code that runs, and if it was changed; None outside a checkout."""
     here = Path(__file__).resolve().parents[1]
 
     def git(*args: str) -> str:

@@ -1,4 +1,4 @@
-"""Tells how much memory is left, and has the allocator keep what it was given."""
+"""Tells how much memory is left, and has the allocator keep freed memory."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def keep_large_blocks() -> None:
 
 
 def available_memory() -> float:
-    """Bytes that this process may still use: the machine's, cut by its control groups' limits."""
+    """Return the bytes that this process may still use, within its control groups' limits."""
     available = [float(psutil.virtual_memory().available)]
     for directory in own_cgroups("memory"):
         limit = _bytes_in(directory / "memory.max", directory / "memory.limit_in_bytes")
@@ -39,14 +39,14 @@ def available_memory() -> float:
 
 
 def _file_cache(directory: Path) -> float:
-    """Bytes of files that the kernel keeps while there is room: counted as used, but give way."""
+    """Return the bytes of cached files: they count as used, but the kernel gives them up."""
     lines = (line.split() for line in read_text(directory / "memory.stat").splitlines())
     stat = {words[0]: float(words[1]) for words in lines if len(words) == 2}
     return sum(stat.get(name, 0.0) for name in ("inactive_file", "active_file"))
 
 
 def _bytes_in(*paths: Path) -> float | None:
-    """The number in the first of these files that holds one; None for "max" or none there."""
+    """Read the number in the first of these files that holds one; None if none does."""
     for path in paths:
         with contextlib.suppress(ValueError):
             return float(read_text(path))

@@ -1,4 +1,4 @@
-"""Memory and CPU time of a run while it goes, over all of its processes."""
+"""Samples the memory and CPU time of a run while it goes, over all of its processes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ from rl_bench.system.host import GB
 
 
 def proportional_memory_gb(process: psutil.Process) -> float:
-    """Proportional set size in GB (10⁹ bytes): shared pages count once over all. 0: it ended."""
+    """Return the proportional set size in GB (10⁹ bytes); 0 if the process has ended.
+
+    Shared pages count once over all processes.
+    """
     with contextlib.suppress(psutil.NoSuchProcess):
         try:
             info = process.memory_full_info()
@@ -25,11 +28,11 @@ def proportional_memory_gb(process: psutil.Process) -> float:
 
 
 class ProportionalMemory:
-    """In GB by process, looked up again only when a resident size has changed, or it is old.
+    """Keeps proportional set sizes in GB; reads them anew if a resident size changed, or they age.
 
-    The kernel walks all pages for it, 20 ms for a process of torch and Procgen (which was 2 to 3 %
-    of two cores), and gives resident sizes at once. Without a change of these it changes where
-    processes write to pages that they shared, or by what others share with them.
+    The kernel walks all pages for them, 20 ms for a process of torch and Procgen (which was 2 to
+    3 % of two cores), and gives resident sizes at once. While those stay, a proportional size
+    changes only where processes write to pages that they shared, or by what others share with them.
     """
 
     TOLERANCE_GB, MOST_SECONDS = 0.005, 5.0
@@ -40,7 +43,7 @@ class ProportionalMemory:
         self._found_at = -math.inf
 
     def forget(self) -> None:
-        """The next sample is looked up."""
+        """Have the next sample read anew."""
         self._found_at = -math.inf
 
     def of(self, processes: list[psutil.Process]) -> dict[psutil.Process, float]:
@@ -58,7 +61,7 @@ class ProportionalMemory:
 
 
 def resident_memory_gb(process: psutil.Process) -> float:
-    """In GB. 0: it ended."""
+    """Return the resident memory of a process in GB; 0 if it has ended."""
     with contextlib.suppress(psutil.Error):
         return process.memory_info().rss / GB
     return 0.0
@@ -93,7 +96,7 @@ class ResourceMonitor:
         self._thread.start()
 
     def stop(self) -> None:
-        """Take a last sample and stop counting. Idempotent."""
+        """Take a last sample and stop counting; may be called twice."""
         self._stop.set()
         if self._thread is not None:
             self._thread.join(timeout=5.0)

@@ -1,1 +1,1 @@
-"""The loop, when it stops, what it records, and how it is saved. The same for every mode."""
+"""Runs the training loop of every mode: decides when it stops, records it and saves it."""

@@ -1,4 +1,4 @@
-"""Checkpoints: whole, checksummed, and never executed when loaded.
+"""Writes and reads checkpoints: whole, checksummed, and never executed when loaded.
 
 A file is what `torch.save` wrote, followed by the SHA-256 of those bytes and a marker, so
 `torch.load` reads it as it is and a flipped bit or a cut end shows. Only tensors, numbers, strings
@@ -29,7 +29,7 @@ FORMAT_VERSION = 4
 
 
 class DamagedCheckpoint(CheckpointError):
-    """It cannot be read or trusted; an earlier one may do."""
+    """Says that a checkpoint cannot be read or trusted; an earlier one may do."""
 
 
 def write(path: Path, state: Mapping[str, Any]) -> None:
@@ -48,7 +48,7 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def read_bytes(path: Path) -> bytes:
-    """Raises: CheckpointError."""
+    """Read the bytes of a checkpoint's file. Raises: CheckpointError."""
     try:
         return path.read_bytes()
     except OSError as error:
@@ -56,7 +56,7 @@ def read_bytes(path: Path) -> bytes:
 
 
 def parse(path: Path, data: bytes) -> dict[str, Any]:
-    """The state in the bytes of a checkpoint. Raises: CheckpointError."""
+    """Verify the bytes of a checkpoint and return its state. Raises: CheckpointError."""
     try:
         body = storage.unseal(data)
     except ValueError as error:
@@ -77,7 +77,7 @@ def parse(path: Path, data: bytes) -> dict[str, Any]:
 
 
 class CheckpointDirectory:
-    """The checkpoints `<stem>_step_<N>.pt` and `<stem>_final.pt` of one run."""
+    """Manages the checkpoints `<stem>_step_<N>.pt` and `<stem>_final.pt` of one run."""
 
     def __init__(self, directory: Path, stem: str, keep: int = 0) -> None:
         self.directory, self.stem, self.keep = directory, stem, keep
@@ -90,7 +90,7 @@ class CheckpointDirectory:
         return self.directory / f"{self.stem}_step_{timesteps}.pt"
 
     def steps(self) -> list[tuple[int, Path]]:
-        """(timesteps, path) of the step checkpoints, newest first."""
+        """List the step checkpoints as (timesteps, path), newest first."""
         pattern = re.compile(rf"{re.escape(self.stem)}_step_(\d+)\.pt")
         matches = [(pattern.fullmatch(p.name), p) for p in self.directory.glob("*.pt")]
         return sorted(((int(m.group(1)), p) for m, p in matches if m), reverse=True)
@@ -99,7 +99,10 @@ class CheckpointDirectory:
         return bool(self.steps()) or self.final_path.exists()
 
     def write_step(self, timesteps: int, state: Mapping[str, Any]) -> Path:
-        """Write, then drop what is older than the newest `keep` (two at least stay)."""
+        """Write a step checkpoint, then drop those older than the newest `keep`.
+
+        Two at least stay; `keep` 0 drops none.
+        """
         path = self.step_path(timesteps)
         write(path, state)
         if self.keep:
@@ -113,10 +116,11 @@ class CheckpointDirectory:
         return self.final_path
 
     def newest(self, *, warn: bool = True) -> tuple[Path, dict[str, Any]] | None:
-        """The newest checkpoint that is whole; None where there is no checkpoint at all.
+        """Read the newest checkpoint that is whole; None where there is no checkpoint at all.
 
-        Every damaged one on the way is named in a warning. Raises: CheckpointError when all are
-        damaged, for a run is never silently begun anew, or when one is of another format.
+        With `warn`, every damaged one on the way is named in a warning. Raises: CheckpointError
+        when all are damaged, for a run is never silently begun anew, or when one is of another
+        format.
         """
         paths = [path for _, path in self.steps()]
         if self.final_path.exists():
@@ -145,7 +149,7 @@ class CheckpointDirectory:
 
 
 def global_random_state() -> dict[str, Any]:
-    """The states of the process-wide generators, as plain data."""
+    """Return the states of the process-wide random generators, as plain data."""
     name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
     version, internal, gauss = random.getstate()
     return {
@@ -157,7 +161,7 @@ def global_random_state() -> dict[str, Any]:
 
 
 def seed_global_random_state(seed: int) -> None:
-    """Python's, numpy's and torch's own generators."""
+    """Seed Python's, numpy's and torch's own generators."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)

@@ -1,6 +1,7 @@
-"""What a person sees of a run: banner, progress, summary.
+"""Shows a run to a person: banner, progress, summary.
 
-On a terminal a tqdm bar with the time left; through a pipe or under nohup plain lines.
+On a terminal it draws a tqdm bar with the time left; through a pipe or under nohup it prints plain
+lines.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ WIDTH = 70
 
 
 class Console:
-    """Writes to `stream` (standard output)."""
+    """Writes a run's banner, progress and summary to `stream` (by default standard output)."""
 
     def __init__(self, limit: Limit, stream: TextIO | None = None) -> None:
         self.limit = limit

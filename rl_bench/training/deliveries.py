@@ -1,4 +1,4 @@
-"""How old and how long-awaited trajectories were when they were learned from."""
+"""Tracks how old trajectories were when used, and how long the learner waited for them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rl_bench.types import Trajectory
 
 @dataclass
 class Running:
-    """Mean and maximum of what was seen so far; None without any."""
+    """Keeps the mean and the maximum of the values so far; None without any."""
 
     count: int = 0
     total: float = 0.0
@@ -30,7 +30,7 @@ class Running:
 
 @dataclass
 class DeliveryTracker:
-    """Policy lag in updates, times in seconds; over the whole run, and of the last trajectory."""
+    """Tracks policy lag in updates and times in seconds, over the whole run."""
 
     policy_lag: Running = field(default_factory=Running)
     queue_age: Running = field(default_factory=Running)
@@ -41,7 +41,10 @@ class DeliveryTracker:
     def add(
         self, trajectory: Trajectory, metrics: Mapping[str, float | None], *, updates: int
     ) -> dict[str, float | int | None]:
-        """Take in what was learned from after `updates` updates; returns its part of a row."""
+        """Add a trajectory that was learned from after `updates` updates; return its part of a row.
+
+        Policy lag and queue age in the row are those of this trajectory alone.
+        """
         lags = (updates - trajectory.policy_version).tolist()
         delivery = trajectory.delivery
         self.policy_lag.add(lags)

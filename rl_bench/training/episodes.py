@@ -1,4 +1,4 @@
-"""What the finished episodes say: first, last and best hundred, in raw rewards."""
+"""Summarises the finished episodes: first, last and best hundred, in raw rewards."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ WINDOW = 100
 
 
 class EpisodeTracker:
-    """Running summary of all finished episodes.
+    """Keeps a running summary of all finished episodes.
 
     The best mean is over full windows of 100; with fewer than 100 episodes in all it is the mean
-    of those there are. Deviations are those of the population. No episode: None, never NaN.
+    of those there are. Deviations are those of the population. Without any episode all are None,
+    never NaN.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""THE loop: collect, learn, publish, record, save. Every mode runs this one."""
+"""Runs the loop of every mode: collect, learn, publish, record, save."""
 
 from __future__ import annotations
 
@@ -11,6 +11,10 @@ from rl_bench.training.stopping import Stop, Stopwatch
 
 
 class Saver(Protocol):
+    """Saves a run; `between_updates` tells it when that makes sense."""
+
+    between_updates: bool
+
     def save_if_due(self) -> None:
         """Write a checkpoint every so many updates."""
 
@@ -24,15 +28,17 @@ def train(
     saver: Saver,
     stopwatch: Stopwatch,
 ) -> None:
-    """Train until `stop` is done. State is consistent, and worth saving, between two updates."""
+    """Train until `stop` is done. Between two updates the state is consistent, and worth saving."""
     while not stop.done():
         trajectory = source.next_batch()
         stopwatch.lap("collect")
+        saver.between_updates = False
         metrics = agent.update(trajectory, progress=stop.progress())
         stopwatch.lap("update")
         source.publish(agent.weights(), version=recorder.counters.updates + 1)
         stopwatch.lap("publish")
         recorder.record(trajectory, metrics)
+        saver.between_updates = True
         stopwatch.lap("record")
         saver.save_if_due()
         stopwatch.lap("checkpoint")

@@ -31,10 +31,10 @@ class ProgressReporter(Protocol):
     """Shows a run while it goes."""
 
     def tick(self) -> None:
-        """Called after every update."""
+        """Show progress; called after every update."""
 
     def row(self, row: Row) -> None:
-        """Called with every row that is written."""
+        """Show a row; called with every row that is written."""
 
 
 class Recorder:
@@ -86,7 +86,7 @@ class Recorder:
         return (row.get("time/updates") or 0) <= self.counters.updates
 
     def record(self, trajectory: Trajectory, metrics: Mapping[str, float | None]) -> None:
-        """Take in one update and what was learned from it."""
+        """Record one update: what was learned from, and the metrics of learning."""
         delivery = self.deliveries.add(trajectory, metrics, updates=self.counters.updates)
         self.counters.timesteps += trajectory.timesteps
         self.counters.updates += 1
@@ -143,12 +143,12 @@ class Recorder:
         self._reporter.row(row)
 
     def series(self) -> dict[str, list[float | int | None]]:
-        """The logged rows as one array per key, for plotting."""
+        """Return the logged rows as one array per key, for plotting."""
         names = list(dict.fromkeys(name for row in self.rows for name in row))
         return {name: [row.get(name) for row in self.rows] for name in names}
 
     def final_fps(self) -> float | None:
-        """Timesteps per second over the last tenth of the window (whole updates)."""
+        """Return timesteps per second over the last tenth of the window (whole updates)."""
         if not self.marks:
             return None
         end_seconds, end_timesteps = self.marks[-1]
@@ -156,7 +156,10 @@ class Recorder:
         return (end_timesteps - opened[1]) / (end_seconds - opened[0])
 
     def close(self) -> None:
-        """Idempotent. What a full disk refuses here was reported when the row was written."""
+        """Close the files; may be called twice.
+
+        What a full disk refuses here was reported when the row was written.
+        """
         if self._tensorboard is not None:
             for file in (self._file, self._tensorboard):
                 with contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""When to stop, and the clock it is measured on. The only place where timed runs differ."""
+"""Decides when a run stops, and keeps its time. In training, timed runs differ only here."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PHASES = ("collect", "update", "publish", "record", "checkpoint")
 
 
 class Stopwatch:
-    """The measured window: opens at `start`, and shares itself out over named phases.
+    """Measures the window of a run: it opens at `start` and is divided into named phases.
 
     `clock` is monotonic, in seconds; it is injected so that tests need not sleep. Every lap is
     charged to one phase, so the phases add up to the elapsed time by construction.
@@ -41,13 +41,13 @@ class Stopwatch:
         self._last_lap = now
 
     def elapsed(self) -> float:
-        """Seconds in the window until now, earlier sessions of a resumed run included."""
+        """Return the seconds in the window until now, with earlier sessions of a resumed run."""
         if self._stopped:
             return self.elapsed_at_last_lap()
         return self._earlier + self._clock() - self._opened
 
     def elapsed_at_last_lap(self) -> float:
-        """Seconds until the last lap: what the phases add up to."""
+        """Return the seconds until the last lap: what the phases add up to."""
         return self._earlier + self._last_lap - self._opened
 
     def state_dict(self) -> dict[str, Any]:
@@ -59,18 +59,18 @@ class Stopwatch:
 
 
 class Limit(Protocol):
-    """A budget. `kind` and `unit` name it; `limit` and `reached` are in that unit."""
+    """Limits a run to a budget, named by `kind`; `limit` and `reached` are in `unit`."""
 
     kind: str
     unit: str
     limit: float
 
     def reached(self) -> float:
-        """How much is spent."""
+        """Return how much of the budget is spent."""
 
 
 class TimestepLimit:
-    """Environment steps over all environments."""
+    """Limits the environment steps over all environments."""
 
     kind, unit = "timesteps", "timesteps"
 
@@ -82,7 +82,7 @@ class TimestepLimit:
 
 
 class WallClockLimit:
-    """Seconds of the measured window."""
+    """Limits the seconds of the measured window."""
 
     kind, unit = "wall_clock", "seconds"
 
@@ -106,5 +106,5 @@ class Stop:
         return self.limit.reached() >= self.limit.limit
 
     def progress(self) -> float:
-        """Share of the budget spent, in [0, 1]; drives the schedules."""
+        """Return the share of the budget that is spent, in [0, 1]; it drives the schedules."""
         return min(1.0, self.limit.reached() / self.limit.limit)

@@ -1,4 +1,4 @@
-"""The process that workers are forked from: single-threaded, with everything imported once.
+"""Runs the process that workers are forked from: one thread, with everything imported once.
 
 Workers start in milliseconds and share the memory of what was imported. Imports nothing heavy
 itself, so that it can be launched while the main process is still busy importing.
@@ -20,23 +20,21 @@ import psutil
 
 from rl_bench.errors import ConfigError
 
-_first_modules: list[str] = []
+_modules: list[str] = []
 
 
-def launch(first_modules: Sequence[str] = ()) -> Any:
-    """Start it in the background unless it runs; returns the context that makes processes.
+def launch(modules: Sequence[str] = ()) -> Any:
+    """Start the server in the background unless it runs; return the context that makes processes.
 
-    It imports `first_modules`, if it does not run yet, and then what workers need.
+    The server imports `modules`, in their order, if it does not run yet.
     It and all that it forks have one torch thread, and SIGINT and SIGTERM blocked: a Ctrl+C at the
     terminal reaches every process, but only the main one is to answer it.
     Raises: ConfigError where its socket cannot be made.
     """
     context = get_context("forkserver")
-    if first_modules:
-        _first_modules[:] = first_modules
-    context.set_forkserver_preload(
-        [*_first_modules, "rl_bench.experiment.build", "rl_bench.workers.settled"]
-    )
+    if modules:
+        _modules[:] = modules
+    context.set_forkserver_preload([*_modules, "rl_bench.workers.settled"])
     resource_tracker.ensure_running()  # started later, it would unblock the signals again
     with _signals_blocked(), _environment(**_variables()):
         try:
@@ -60,14 +58,14 @@ def start(process: Any) -> None:
 
 
 def _variables() -> dict[str, str]:
-    """One thread, lest forking meets others; modules from where this process has them."""
+    """Return the server's environment: one thread, lest forking meets others; our module path."""
     threads = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")  # read on import
     search_path = os.pathsep.join(path for path in sys.path if path)
     return dict.fromkeys(threads, "1") | {"PYTHONPATH": search_path, "PYTHONSAFEPATH": "1"}
 
 
 def directory() -> str:
-    """Where the server's socket lies."""
+    """Return the directory that holds the server's socket."""
     return util.get_temp_dir()
 
 
@@ -91,7 +89,7 @@ def _kill() -> None:
 
 @contextlib.contextmanager
 def _signals_blocked() -> Iterator[None]:
-    """What is started inside inherits the mask; a signal meant for us waits until the end."""
+    """Block SIGINT and SIGTERM inside; started processes inherit that, ours wait until the end."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:
         yield

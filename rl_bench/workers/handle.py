@@ -1,4 +1,4 @@
-"""One worker process as the main process sees it, and what can be said about its end."""
+"""Represents worker processes in the main process, and the errors that tell of their end."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class State(enum.Enum):
 
 @dataclass(frozen=True)
 class TimeLimits:
-    """Seconds: until a worker is ready, without a sign of life, for a polite end."""
+    """Limits the seconds until a worker is ready, without a sign of life, and for a polite end."""
 
     start: float = 120.0
     silence: float = 60.0
@@ -28,19 +28,19 @@ class TimeLimits:
 
 
 class WorkerLost(WorkerError):
-    """A worker process is gone. `worker` is its index."""
+    """Says that a worker process is gone. `worker` is its index."""
 
     def __init__(self, worker: int, message: str) -> None:
         super().__init__(message)
-        self.worker = worker
+        self.worker: int = worker
 
 
 class RemoteTraceback(Exception):
-    """What a worker's traceback said, as the cause of the error that is raised here."""
+    """Carries the text of a worker's traceback, as the cause of the error that is raised here."""
 
 
 class Worker:
-    """One process as the main process sees it."""
+    """Represents one worker process in the main process."""
 
     def __init__(self, index: int, process: Any, pipe: connection.Connection) -> None:
         self.index, self.process, self.pipe = index, process, pipe

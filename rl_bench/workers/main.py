@@ -1,4 +1,4 @@
-"""What runs inside a worker process: make a service, answer requests, end with the main process."""
+"""Runs inside a worker process: makes a service, answers requests, ends with the main process."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ import torch
 from rl_bench.errors import RlBenchError
 from rl_bench.workers.shared_memory import SharedTensors
 
-# What a worker can be asked for: request → function of small arguments with a small result.
+# The requests that a worker answers: name → function of small arguments with a small result.
 Service = Mapping[str, Callable[..., Any]]
 # Makes the service inside the worker; is given a function that shows that work goes on.
 Factory = Callable[[Callable[[], None]], Service]
@@ -31,7 +31,7 @@ CLOSE = "close"
 
 
 def signs_of_life(num_workers: int) -> dict[str, torch.Tensor]:
-    """What workers show without being asked.
+    """Make the tensors in which N workers show, without being asked, that they are alive.
 
     `beats` [N] int64 counts steps of work; `waiting_seconds` [N] float64 is the time without a
     request, from the end of the first one on.
@@ -50,9 +50,9 @@ def serve(
     log: Path | None,
     directory: str,
 ) -> None:
-    """The worker's own main function: make the service, then answer until told to close.
+    """Run a worker: make the service, then answer requests until told to close.
 
-    `directory` is what the main process leaves behind if it is killed.
+    `directory` is what the main process leaves behind if it is killed: the worker deletes it then.
     """
     threading.Thread(target=_end_with_parent, args=(directory,), daemon=True).start()
     if log is not None:
@@ -92,7 +92,7 @@ def _answer_requests(pipe: connection.Connection, service: Service, waited: np.n
 
 
 def _failure(error: Exception) -> tuple[str, tuple[Any, str]]:
-    """Our own errors travel as they are, all others as text: they may not survive pickling."""
+    """Make a reply of an error: our own as it is, others as text, for they may not pickle."""
     told = error if isinstance(error, RlBenchError) else f"{type(error).__name__}: {error}"
     return "error", (told, traceback.format_exc())
 

@@ -1,4 +1,4 @@
-"""Worker processes: started, asked, watched, replaced and ended. Knows nothing of what they do.
+"""Starts, asks, watches, replaces and ends worker processes. Knows nothing of what they do.
 
 Each worker serves one request at a time over a pipe of its own; messages are small, but for the
 snapshots of environments in a checkpoint. Every wait has a time limit and watches the process, so a
@@ -39,7 +39,7 @@ LATE_SECONDS = 1.0
 
 
 class WorkerPool:
-    """N workers, each made by its own factory.
+    """Runs N workers, each with the service that its own factory makes.
 
     `description` names what they work on, in messages; stack dumps of hung ones go to `log`.
     Raises: WorkerLost when a process ends, hangs or cannot be reached; WorkerError, or the
@@ -73,11 +73,11 @@ class WorkerPool:
         return len(self._workers)
 
     def pids(self) -> list[int]:
-        """Process ids, in the order of the workers."""
+        """Return the process ids, in the order of the workers."""
         return [worker.process.pid for worker in self._started()]
 
     def waiting_seconds(self) -> list[float]:
-        """How long each worker has had nothing to do since its first request."""
+        """Return how long each worker has had nothing to do since its first request."""
         return self._signs["waiting_seconds"].tolist()
 
     def _started(self) -> list[Worker]:
@@ -130,7 +130,10 @@ class WorkerPool:
         worker.state, worker.deadline = State.BUSY, None
 
     def next_reply(self, among: Collection[int]) -> tuple[int, Any]:
-        """The first reply from these workers, and whose it is. Raises: as the class says."""
+        """Wait for the first reply from these workers; return whose it is, and the reply.
+
+        Raises: as the class says.
+        """
         while True:
             waiting = self._waiting_for(among)
             reply = self._reply_within(self._patience(waiting), waiting)
@@ -138,7 +141,7 @@ class WorkerPool:
                 return reply
 
     def reply_by_now(self, among: Collection[int]) -> tuple[int, Any] | None:
-        """The same without waiting: None where nobody has answered."""
+        """Return a reply like `next_reply`, but without waiting: None where nobody has answered."""
         return self._reply_within(0.0, self._waiting_for(among)) if among else None
 
     def _waiting_for(self, among: Collection[int]) -> list[Worker]:
@@ -184,7 +187,7 @@ class WorkerPool:
             raise WorkerLost(worker.index, worker.cause)
 
     def _end_hung(self, worker: Worker, what: str) -> None:
-        """Have it write down where it hangs, then end it."""
+        """Have a worker write down where it hangs, then end it."""
         worker.cause = f"{worker.name} {what} and was ended"
         with self._finding_out:
             if self._log is not None:
@@ -214,9 +217,12 @@ class WorkerPool:
         raise self._explained(worker, told) from RemoteTraceback(trace)
 
     def _explained(self, worker: Worker, told: RlBenchError | str) -> RlBenchError:
-        if not isinstance(told, RlBenchError):
-            return WorkerError(f"{worker.name} raised {told}; environment: {self._description}")
-        return type(told)(f"worker {worker.index}: {told}")
+        if isinstance(told, RlBenchError):
+            error = type(told)(f"worker {worker.index}: {told}")
+        else:
+            error = WorkerError(f"{worker.name} raised {told}; environment: {self._description}")
+        error.worker = worker.index
+        return error
 
     def _require_alive(self, worker: Worker) -> None:
         if worker.state is State.FAILED:
@@ -228,7 +234,7 @@ class WorkerPool:
         return WorkerLost(worker.index, worker.cause)
 
     def _find_out(self, worker: Worker) -> None:
-        """How a process ended, said once by whoever notices first; make sure that it did end."""
+        """Find out how a process ended, once, for whoever notices first; make sure that it did."""
         with self._finding_out:
             if worker.cause:
                 return
@@ -242,7 +248,7 @@ class WorkerPool:
             self._say(worker, f"{worker.name} {ending}")
 
     def _say(self, worker: Worker, cause: str) -> None:
-        """A failure at start-up is raised, and told once."""
+        """Log how a worker ended; no warning for one that was starting: its failure is raised."""
         worker.cause = f"{cause}; environment: {self._description}"
         level = logging.DEBUG if worker.state is State.STARTING else logging.WARNING
         logger.log(level, "%s", worker.cause)
@@ -252,7 +258,10 @@ class WorkerPool:
         worker.pipe.close()
 
     def close(self) -> None:
-        """Ask, wait, kill; may be called twice. Ends within seconds whatever the workers do."""
+        """Ask workers to close, wait, kill; may be called twice.
+
+        Ends within seconds whatever the workers do.
+        """
         self._watcher.close()
         try:
             for worker in self._started():

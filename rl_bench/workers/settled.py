@@ -1,4 +1,4 @@
-"""Imported last by the process that workers are forked from, to make it fit to be forked."""
+"""Makes the process that workers are forked from fit for forking: it imports this module last."""
 
 import gc
 import threading

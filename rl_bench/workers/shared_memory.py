@@ -1,9 +1,9 @@
-"""Tensors that several processes see: anonymous shared memory, mapped by each of them.
+"""Shares tensors between processes: in anonymous shared memory that each of them maps.
 
 Knows bytes, shapes and strides, not what they mean. The memory has no name: it is reached through
 a file descriptor only, so it is gone with the last process that holds one, however that ends, and
 the size of /dev/shm does not bound it. Reading while another process writes is prevented by who may
-run when (`parallel.py`, `actors.py`), not here.
+run when (`rollout/lockstep.py`, `rollout/asynchronous.py`), not here.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ MB = 1e6
 
 
 class Place(NamedTuple):
-    """Where one tensor lies in the block."""
+    """Locates one tensor in the block."""
 
     offset: int
     shape: tuple[int, ...]
@@ -36,8 +36,9 @@ class Place(NamedTuple):
 
 
 class SharedTensors(Mapping[str, torch.Tensor]):
-    """Named tensors in one block of shared memory; given to a child process, the same memory.
+    """Holds named tensors in one block of shared memory.
 
+    A child process that is given it sees the same memory.
     Raises: ConfigError when there is not that much memory to share.
     """
 
@@ -48,9 +49,9 @@ class SharedTensors(Mapping[str, torch.Tensor]):
 
     @classmethod
     def like(cls, tensors: Mapping[str, torch.Tensor], *, hint: str = "") -> SharedTensors:
-        """Copies of `tensors` that can be shared; tensors of the meta device give zeros.
+        """Copy `tensors` into memory that can be shared; tensors of the meta device give zeros.
 
-        `hint` says what makes them smaller.
+        `hint` tells the user, where memory is short, how to need less.
         """
         places, size = {}, 0
         for name, tensor in tensors.items():
@@ -86,7 +87,7 @@ class SharedTensors(Mapping[str, torch.Tensor]):
             self._descriptor = -1
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickles only on the way to a child that is being started."""
+        """Pickle the descriptor, which works only on the way to a child that is being started."""
         return _attach, (DupFd(self._descriptor), self._size, self._places)
 
 
@@ -100,7 +101,10 @@ def _attach(handle: Any, size: int, places: Mapping[str, Place]) -> SharedTensor
 
 
 def _reserve(size: int, hint: str) -> int:
-    """A descriptor of `size` zeroed bytes that really are there. Raises: ConfigError."""
+    """Reserve `size` zeroed bytes that really are there; return a descriptor.
+
+    Raises: ConfigError.
+    """
     descriptor = _anonymous_file()
     available = min(memory.available_memory(), _free_space(descriptor))
     try:
@@ -117,7 +121,7 @@ def _reserve(size: int, hint: str) -> int:
 
 
 def _anonymous_file() -> int:
-    """Memory without a name on Linux; elsewhere a file that is unlinked from the start."""
+    """Open memory without a name on Linux; elsewhere a file that is unlinked from the start."""
     if hasattr(os, "memfd_create"):
         return os.memfd_create("rl_bench", os.MFD_CLOEXEC)
     with tempfile.TemporaryFile() as file:
@@ -125,6 +129,6 @@ def _anonymous_file() -> int:
 
 
 def _free_space(descriptor: int) -> float:
-    """What the file system has left; a memory file has no bound of its own (0 blocks in all)."""
+    """Return the bytes that the file system has left; a memory file (0 blocks) has no bound."""
     space = os.fstatvfs(descriptor)
     return space.f_bavail * space.f_frsize if space.f_blocks else float("inf")

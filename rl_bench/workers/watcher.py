@@ -1,4 +1,4 @@
-"""Noticing that a process has ended, at once and whatever the main thread does, and saying how."""
+"""Notices at once that a process has ended, whatever the main thread does, and says how."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Watcher:
         self._wake.send_bytes(b"look again")
 
     def close(self) -> None:
-        """From now on ends are expected. May be called twice."""
+        """Stop watching: from now on ends are expected. May be called twice."""
         if not self._closing:
             self._closing = True
             self._wake.send_bytes(b"stop")
@@ -53,7 +53,7 @@ class Watcher:
 
 
 def ending_of(code: int | None) -> str:
-    """An exit code in words."""
+    """Describe an exit code in words."""
     if code == UNKNOWN_EXIT_CODE:
         return "was lost: the process that workers are forked from has ended"
     if code is None or code >= 0:
@@ -63,7 +63,7 @@ def ending_of(code: int | None) -> str:
 
 
 def limit_transfers(pipe: connection.Connection, seconds: float) -> None:
-    """A worker that stops in the middle of a message must not hold us for ever."""
+    """Limit each transfer: a worker that stops in mid-message must not hold us for ever."""
     limit = struct.pack("ll", int(seconds) + 1, 0)  # a timeval
     with socket.socket(fileno=os.dup(pipe.fileno())) as end:
         end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)

@@ -55,7 +55,11 @@ PARALLEL_MISTAKES = {
         "'sharded' needs two threads",
     ),
     "endless patience": (["--set", "parallel.silence_limit_seconds=1e9"], "the most is 86400"),
-    "indivisible batch": (["--num-envs", "30"], "does not divide the rollout of 3840"),
+    "indivisible batch": (
+        ["--num-envs", "30", "--batch-size", "1024"],
+        "1024 does not divide the rollout of 3840 timesteps (128 steps × 30 environments); the "
+        "nearest that does: --batch-size 960",
+    ),
     "unknown game": (["--env", "procgen-coinrum-v0"], "procgen-coinrun-v0"),
 }
 

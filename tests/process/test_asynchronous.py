@@ -9,12 +9,14 @@ from collections import defaultdict
 import pytest
 import torch
 
-from rl_bench.config.schema import Config
+from rl_bench.config.schema import Config, EnvConfig
+from rl_bench.envs import find_env
 from rl_bench.errors import WorkerError
-from rl_bench.experiment import build, resolve
+from rl_bench.experiment import build
 from rl_bench.experiment.mode import Mode
-from rl_bench.rollout.asynchronous import ActorSource
-from rl_bench.rollout.worker_service import PublishedWeights
+from rl_bench.experiment.resolve import resolve
+from rl_bench.rollout.asynchronous import AsynchronousSource
+from rl_bench.rollout.weights import SharedWeights
 from rl_bench.types import Trajectory
 from rl_bench.workers.handle import WorkerLost
 
@@ -33,15 +35,15 @@ def resolved(env="toy-counting", *, workers=3, each=2, **settings):
         "parallel__num_envs_per_worker": each,
         "hardware__num_threads": 2,
     }
-    return resolve.resolve(Config().replace(**(given | settings)), MODE)
+    return resolve(Config().replace(**(given | settings)), MODE)
 
 
 @pytest.fixture
 def make_parts():
     made = []
 
-    def make(config):
-        made.append(build.build(config, MODE, resolve.plan_cpus(config, MODE)))
+    def make(setup):
+        made.append(build.build(setup))
         made[-1].source.publish(made[-1].agent.weights(), version=0)
         return made[-1]
 
@@ -88,7 +90,7 @@ def pids(parts):
 def test_every_step_of_every_stream_arrives_once_and_in_order(make_parts):
     # Breaks when: a block is taken twice, or blocks of one actor overtake each other.
     parts = make_parts(resolved(parallel__max_policy_lag=1000))
-    assert isinstance(parts.source, ActorSource)
+    assert isinstance(parts.source, AsynchronousSource)
     streams = Streams()
     for update in range(1, 40):
         trajectory = parts.source.next_batch()
@@ -177,8 +179,8 @@ def test_no_lag_at_all_is_lock_step(make_parts):
 
 def test_a_resume_goes_on_where_every_stream_was(make_parts):
     # Breaks when: blocks that were finished and not yet learned from are left out of the state.
-    config = resolved()
-    parts, streams = make_parts(config), Streams()
+    setup = resolved()
+    parts, streams = make_parts(setup), Streams()
     for update in range(1, 6):
         trajectory = parts.source.next_batch()
         streams.take(trajectory)
@@ -186,7 +188,7 @@ def test_a_resume_goes_on_where_every_stream_was(make_parts):
     state = parts.source.state_dict()
     stored = sum(entry["block"]["obs"].untyped_storage().nbytes() for entry in state["finished"])
     assert stored == 3 * (STEPS + 1) * 2 * 3 * 4, "the blocks, and no more than the blocks"
-    other = make_parts(config)
+    other = make_parts(setup)
     other.source.load_state_dict(state)
     other.source.publish(parts.agent.weights(), version=5)
     for source in (other.source, parts.source):  # and saving does not disturb the one that goes on
@@ -210,7 +212,7 @@ def test_an_environment_that_raises_ahead_does_not_keep_the_rest_from_being_save
         parts.source.next_batch()  # the next block, which is being collected, raises
     if noticed:
         deadline = time.monotonic() + 20
-        while not parts.source.idle() and not parts.source._broken:
+        while not parts.source.idle() and not parts.source.group.broken:
             assert time.monotonic() < deadline
             time.sleep(0.01)
     state = parts.source.state_dict()
@@ -259,7 +261,7 @@ def test_a_resume_may_change_the_lag(make_parts, caplog):
     states = [parts.source.state_dict() for parts in (ahead, lock_step)]
     assert len(states[0]["finished"]) == 3
     lock_step.source.load_state_dict(states[0])
-    assert "3 blocks that actors had collected ahead are not learned from" in caplog.text
+    assert "3 blocks that workers had collected ahead are not learned from" in caplog.text
     batch = lock_step.source.next_batch()
     assert batch.delivery.dropped_timesteps == 3 * STEPS * 2, "they are counted"
     ended = sum(len(e["collected"]["episodes"]["lengths"]) for e in states[0]["finished"])
@@ -296,8 +298,7 @@ def test_a_lost_actor_is_replaced_and_the_others_go_on(make_parts, when):
 
 def test_idle_actors_compute_shares(make_parts):
     # Breaks when: the learner never asks those that wait, or asks one that collects.
-    config = resolved("coinrun", workers=2, each=2, parallel__gradient="sharded")
-    parts = make_parts(config)
+    parts = make_parts(resolved("coinrun", workers=2, each=2, parallel__gradient="sharded"))
     asked = []
     ask = parts.agent.gradient.pool.ask
     parts.agent.gradient.pool.ask = lambda i, r, *a: (asked.append(r), ask(i, r, *a))[1]
@@ -314,11 +315,11 @@ def test_idle_actors_compute_shares(make_parts):
 class Reader:
     """Stands in for a worker: takes weights as slowly as it can."""
 
-    def __init__(self):
-        self.policy, self.version = self, None
-
-    def load_weights(self, weights):
+    def take(self, weights):
         self.seen = [float(weights[name][0]) for name in ("a", "b") for _ in (time.sleep(1e-4),)]
+
+    def read(self, weights, **version):
+        self.version = weights.read(self.take, **version)
 
 
 def values(number):
@@ -328,26 +329,26 @@ def values(number):
 @pytest.mark.parametrize("versions", [(0, 1, 2), (0, 2, 4, 6), (3, 4, 8)])
 def test_the_newest_weights_are_there_while_others_are_written(versions):
     # Breaks when: the next version is written over the only whole set.
-    weights, reader = PublishedWeights(values(9)), Reader()
+    weights, reader = SharedWeights(values(9)), Reader()
     with pytest.raises(WorkerError, match="not there"):
-        weights.load_into(reader, version=0)
+        reader.read(weights, version=0)
     for i, version in enumerate(versions):
         weights.publish(values(version), version=version)
-        weights.load_into(reader)
+        reader.read(weights)
         assert reader.seen == [reader.version] * 2 == [version] * 2
         if i:  # as it is while the next one is being written
             there = {int(shared["version"]) for shared in weights._sets}
             assert there == {version, versions[i - 1]}, "the last two are kept"
             older = min(weights._sets, key=lambda shared: int(shared["version"]))
             older["version"].fill_(-1)
-            weights.load_into(reader)
+            reader.read(weights)
             assert reader.seen == [version] * 2
     weights.close()
 
 
 def test_the_newest_weights_are_never_a_mixture():
     # Breaks when: the marks before and after reading are not compared.
-    weights = PublishedWeights(values(0))
+    weights = SharedWeights(values(0))
     weights.publish(values(0), version=0)
     done = threading.Event()
 
@@ -363,7 +364,7 @@ def test_the_newest_weights_are_never_a_mixture():
     try:
         reader = Reader()
         for _ in range(200):
-            weights.load_into(reader)
+            reader.read(weights)
             assert reader.seen == [reader.version] * 2
     finally:
         done.set()
@@ -372,10 +373,9 @@ def test_the_newest_weights_are_never_a_mixture():
 
 
 def test_blocks_are_copied_whole():
-    config = resolved()
-    size = (STEPS, 2)
-    spaces = build.check_env(config.env)
-    a, b = (Trajectory.allocate(*size, *spaces) for _ in range(2))
+    env = find_env(EnvConfig(name="toy-counting"))
+    spaces = env.observation_space, env.action_space
+    a, b = (Trajectory.allocate(STEPS, 2, *spaces) for _ in range(2))
     for tensor in a.tensors().values():
         tensor.fill_(1)
     b.copy_(a)

@@ -143,6 +143,13 @@ def test_a_failing_environment_is_named(script, env, message, restarts, algorith
     result = result_of(script)
     assert result["status"] == "failed"
     assert result["worker_restarts"] == restarts
+    assert "what was learned is saved: 'out/checkpoints" in done.stderr
+    newest = checkpoints_of(script, algorithm).newest()
+    assert newest[1]["timesteps"] == result["total_timesteps"] > 0, "the last whole update"
+    total = str(result["total_timesteps"] + 64)
+    done = script(SCRIPTS[algorithm], "--output-dir", "out", "--resume", "--total-timesteps", total)
+    assert done.returncode == 0, done.stderr
+    assert checkpoints_of(script, algorithm).newest()[1]["timesteps"] == int(total)
 
 
 @pytest.mark.parametrize("algorithm", SCRIPTS)

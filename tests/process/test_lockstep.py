@@ -9,10 +9,13 @@ import pytest
 import torch
 
 from rl_bench.config.schema import Config
-from rl_bench.experiment import build, resolve
+from rl_bench.envs import make_vector_env
+from rl_bench.experiment import build
 from rl_bench.experiment.mode import Mode
+from rl_bench.experiment.parts import make_evaluated_net
+from rl_bench.experiment.resolve import resolve
 from rl_bench.rollout.sequential import SequentialSource
-from rl_bench.rollout.worker import WorkerSeeds
+from rl_bench.rollout.worker import RolloutWorker, WorkerSeeds
 
 MODE = Mode("ppo", "parallel", "timesteps")
 
@@ -29,15 +32,15 @@ def resolved(env, *, workers, each, gradient="central", **settings):
         hardware__num_threads=2,
         **settings,
     )
-    return resolve.resolve(config, MODE)
+    return resolve(config, MODE)
 
 
 @pytest.fixture
 def make_parts():
     made = []
 
-    def make(config):
-        made.append(build.build(config, MODE, resolve.plan_cpus(config, MODE)))
+    def make(setup):
+        made.append(build.build(setup))
         parts = made[-1]
         parts.source.publish(parts.agent.weights(), version=0)
         return parts
@@ -47,14 +50,16 @@ def make_parts():
         parts.close()
 
 
-def same_workers_here(config, weights):
+def same_workers_here(setup, weights):
     """As many workers, one after the other in this process."""
-    net = build.make_net(config)
+    config, executor = setup.config, make_evaluated_net(setup)
+    n_steps, each = config.training.n_steps, config.parallel.num_envs_per_worker
     workers = []
     for index in range(config.parallel.num_workers):
         seeds = WorkerSeeds.of(config.env.seed, index)
-        env = build.make_vector_env(config.env, config.parallel.num_envs_per_worker, seed=seeds.env)
-        workers.append(build.make_worker(config, env, net, seeds))
+        env = make_vector_env(config.env, each, seed=seeds.env)
+        policy = executor.acting_copy()
+        workers.append(RolloutWorker(env, policy, n_steps=n_steps, seed=seeds.sampling))
     source = SequentialSource(workers)
     source.publish(weights, version=0)
     return source
@@ -65,9 +70,9 @@ def same_workers_here(config, weights):
 def test_workers_produce_what_sequential_workers_produce(make_parts, env, workers):
     # Breaks when: a worker is seeded by anything but its index, acts with other weights, or
     # writes into other columns.
-    config = resolved(env, workers=workers, each=2)
-    parts = make_parts(config)
-    here = same_workers_here(config, parts.agent.weights())
+    setup = resolved(env, workers=workers, each=2)
+    parts = make_parts(setup)
+    here = same_workers_here(setup, parts.agent.weights())
     for update in range(3):
         ours, theirs = parts.source.next_batch(), here.next_batch()
         for name, tensor in ours.tensors().items():
@@ -98,8 +103,8 @@ def test_the_counting_environment_passes_through_without_a_gap(make_parts):
 
 @pytest.mark.parametrize("env", ["toy-counting", "coinrun"])
 def test_state_round_trip_continues_exactly(make_parts, env):
-    config = resolved(env, workers=2, each=2)
-    parts, other = make_parts(config), make_parts(config)
+    setup = resolved(env, workers=2, each=2)
+    parts, other = make_parts(setup), make_parts(setup)
     parts.source.next_batch()
     other.source.load_state_dict(parts.source.state_dict())
     for _ in range(3):
@@ -128,10 +133,10 @@ def test_sharded_updates_in_workers_follow_central_ones(make_parts):
 
 
 def test_start_stop_cycles_leave_nothing_behind(make_parts):
-    config = resolved("toy-counting", workers=2, each=1, gradient="sharded")
+    setup = resolved("toy-counting", workers=2, each=1, gradient="sharded")
 
     def cycle():
-        parts = build.build(config, MODE, resolve.plan_cpus(config, MODE))
+        parts = build.build(setup)
         parts.source.publish(parts.agent.weights(), version=0)
         parts.agent.update(parts.source.next_batch(), progress=0.0)
         parts.close()

@@ -180,6 +180,26 @@ def test_a_failure_is_one_line_with_results_and_traceback_on_disk(script, env, m
     assert newest[1]["timesteps"] == 3 * 64
 
 
+@pytest.mark.parametrize("env", ["toy-crashing", "toy-nan"])
+def test_a_failure_between_updates_saves_what_was_learned(script, env):
+    # Breaks when: all since the last checkpoint is lost with an environment that fails.
+    done = script(SCRIPT, "--env", env, *FOREVER, *CONSTANT, "--save-interval", "0")
+    assert done.returncode == 1
+    saved, error = done.stderr.splitlines()[-2:]
+    path = f"out/checkpoints/ppo_sequential_step_{3 * 64}.pt"
+    assert saved == f"WARNING: what was learned is saved: '{path}'"
+    assert error.startswith("error: ")
+    assert read_json(script.directory / "out/benchmark_metrics.json")["status"] == "failed"
+    newest = CheckpointDirectory(script.directory / "out/checkpoints", "ppo_sequential").newest()
+    assert newest[1]["timesteps"] == 3 * 64
+    assert newest[1]["agent"]["updates"] == newest[1]["recorder"]["counters"]["updates"] == 3
+    total = ("--total-timesteps", str(4 * 64))
+    done = script(SCRIPT, "--resume", "--output-dir", "out", *total)
+    whole = script(SCRIPT, "--env", env, *SMALL, *CONSTANT, "--output-dir", "whole", *total)
+    assert whole.returncode == 1, "it never comes so far"
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_second_process_is_refused(script):
     process = script.start(SCRIPT, "--env", "toy-counting", *FOREVER)
     try:

@@ -10,6 +10,8 @@ import psutil
 import pytest
 
 from rl_bench.errors import WorkerError
+from rl_bench.experiment.mode import WORKER_MODULES
+from rl_bench.workers import fork_server
 from rl_bench.workers.handle import TimeLimits, WorkerLost
 from rl_bench.workers.pool import WorkerPool
 from tests.conftest import ROOT, run_python
@@ -21,6 +23,7 @@ LIMITS = TimeLimits(start=60.0, silence=1.0, close=2.0)
 @pytest.fixture
 def make_pool():
     pools = []
+    fork_server.launch(WORKER_MODULES)  # as in a run
 
     def make(*factories, **settings):
         pools.append(WorkerPool(factories, **{"limits": LIMITS, "description": "sums", **settings}))

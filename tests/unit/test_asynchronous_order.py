@@ -4,7 +4,7 @@ import pytest
 import torch
 from gymnasium.spaces import Box, Discrete
 
-from rl_bench.rollout.asynchronous import ActorSource
+from rl_bench.rollout.asynchronous import AsynchronousSource
 from rl_bench.rollout.worker_service import Collected
 from rl_bench.types import EpisodeStats, Trajectory
 from rl_bench.workers.handle import WorkerLost
@@ -13,34 +13,49 @@ SPACES = Box(-1, 1, (2,), "float32"), Discrete(2)
 STEPS, EACH = 4, 2
 
 
-class InstantCrew:
+class BlocksInThisProcess:
+    turns = 2
+
+    def __init__(self, count):
+        spaces = count * EACH, *SPACES
+        self.wholes = [Trajectory.allocate(STEPS, *spaces) for _ in range(self.turns)]
+
+    def block(self, actor, turn=0):
+        return self.wholes[turn].columns(actor * EACH, (actor + 1) * EACH)
+
+
+class InstantGroup:
     """Each block an actor writes holds one number everywhere: how many it has written before."""
 
     def __init__(self, blocks, count):
         self.blocks, self.count = blocks, count
         self.written, self.replies = [0] * count, {}
-        self.version, self.lost = 0, None
+        self.version, self.broken = 0, {}
 
     def __len__(self):
         return self.count
 
-    def ask_to_collect(self, actor, version, *, block=0):
-        if actor == self.lost:
-            raise WorkerLost(actor, "gone")
-        own = self.blocks[block].columns(actor * EACH, (actor + 1) * EACH)
-        fill(own, self.written[actor], self.version)
+    @property
+    def collecting(self):
+        return set(self.replies)
+
+    def ask_to_collect(self, actor, version, *, turn=0):
+        assert actor not in self.replies, "it is collecting"
+        fill(self.blocks.block(actor, turn), self.written[actor], self.version)
         self.replies[actor] = collected(self.written[actor], self.version)
         self.written[actor] += 1
 
-    def collected_by_now(self, among):
-        for actor in among:
-            if actor in self.replies:
-                return actor, self.replies.pop(actor)
-        return None
+    def collected_by_now(self, actor):
+        return self.replies.pop(actor, None)
 
-    next_collected = collected_by_now
+    def next_collected(self):
+        actor = next(iter(self.replies))
+        return actor, self.replies.pop(actor)
 
-    def state_dict(self, *, without):
+    def let_all_finish(self):
+        return [self.next_collected() for _ in range(len(self.replies))]
+
+    def state_dict(self):
         return {}
 
     def load_state_dict(self, state):
@@ -58,12 +73,12 @@ def collected(number, version=0):
 
 
 def make_source(count=3, lag=1000):
-    blocks = [Trajectory.allocate(STEPS, count * EACH, *SPACES) for _ in range(2)]
+    blocks = BlocksInThisProcess(count)
     batch = Trajectory.allocate(STEPS, count * EACH, *SPACES)
-    crew = InstantCrew(blocks, count)
-    return ActorSource(
-        crew, blocks, batch, None, max_policy_lag=lag, policy_update_frequency=1
-    ), crew
+    group = InstantGroup(blocks, count)
+    return AsynchronousSource(
+        group, blocks, batch, None, max_policy_lag=lag, policy_update_frequency=1
+    ), group
 
 
 def numbers(batch):
@@ -112,15 +127,15 @@ def test_blocks_out_of_a_checkpoint_let_nobody_go_on():
 
 def test_what_was_dropped_is_saved_when_no_batch_comes_of_it():
     # Breaks when: dropped timesteps and their episodes are counted with a batch that never is.
-    source, crew = make_source(1, lag=0)
-    crew.version = -5
+    source, group = make_source(1, lag=0)
+    group.version = -5
 
-    def ask(actor, version, *, block=0, ask=crew.ask_to_collect):
-        if crew.written[actor] == 3:
+    def ask(actor, version, *, turn=0, ask=group.ask_to_collect):
+        if group.written[actor] == 3:
             raise WorkerLost(actor, "gone")
-        ask(actor, version, block=block)
+        ask(actor, version, turn=turn)
 
-    crew.ask_to_collect = ask
+    group.ask_to_collect = ask
     with pytest.raises(WorkerLost):
         source.next_batch()
     state = source.state_dict()

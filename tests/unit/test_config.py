@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from rl_bench.agents import ALGORITHMS
 from rl_bench.config.files import (
     build_config,
     layer_from_flags,
@@ -152,12 +153,44 @@ def test_resolved_configuration_round_trips_through_its_file(tmp_path):
     assert build_config(load_yaml(path)) == config
 
 
+def with_batches(config, algorithm):
+    row = ALGORITHMS[algorithm]
+    return settle_batches(config, row.batch_size, row.title)
+
+
 def test_batch_must_divide_the_rollout():
     config = share_out_environments(Config(), cores=1)
-    assert settle_batches(config, "ppo").training.batch_size == 1024
-    assert settle_batches(config, "impala").training.batch_size == 256
+    assert with_batches(config, "ppo").training.batch_size == 1024
+    assert with_batches(config, "impala").training.batch_size == 256
     with pytest.raises(ConfigError, match=r"1000 does not divide the rollout of 4096 .*1024"):
-        settle_batches(config.replace(training__batch_size=1000), "ppo")
+        with_batches(config.replace(training__batch_size=1000), "ppo")
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "n_steps", "num_envs", "size"),
+    [
+        ("ppo", 128, 30, 960), ("impala", 128, 30, 256), ("ppo", 10, 7, 70), ("ppo", 1, 2, 2),
+        ("impala", 127, 3, 381), ("a2c", 16, 30, 480), ("a3c", 16, 30, 480),
+    ],
+)  # fmt: skip
+def test_auto_takes_what_divides_the_rollout(algorithm, n_steps, num_envs, size):
+    # Breaks when: a number of environments that nobody thought of has no minibatch by itself.
+    config = Config().replace(training__n_steps=n_steps, training__num_envs=num_envs)
+    assert with_batches(config, algorithm).training.batch_size == size
+
+
+def test_a_rollout_of_one_step_has_no_minibatch():
+    config = Config().replace(training__n_steps=1, training__num_envs=1)
+    with pytest.raises(ConfigError, match="the nearest that does: none; raise --n-steps"):
+        with_batches(config, "ppo")
+
+
+def test_whole_rollouts_are_not_cut():
+    config = Config().replace(training__n_steps=16, training__num_envs=4)
+    whole = config.replace(training__batch_size=64)
+    assert with_batches(whole, "a2c").training.batch_size == 64
+    with pytest.raises(ConfigError, match="A2C takes one step for each rollout of 64 timesteps"):
+        with_batches(config.replace(training__batch_size=32), "a2c")
 
 
 def test_every_setting_explains_itself():
@@ -171,7 +204,7 @@ def test_every_setting_explains_itself():
 def test_files_in_config_are_valid(path):
     for cores in (1, 2, 16):
         config = share_out_environments(build_config(load_yaml(path)), cores=cores)
-        config = settle_batches(config, path.name.split("_")[0])
+        config = with_batches(config, path.name.split("_")[0])
         assert settle_unrolls(config).impala.unroll_length == 16
 
 

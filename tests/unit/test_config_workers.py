@@ -2,6 +2,7 @@
 
 import pytest
 
+from rl_bench.agents import ALGORITHMS
 from rl_bench.config.rules import settle_policy_lag, share_out_environments
 from rl_bench.config.schema import Config
 from rl_bench.errors import ConfigError
@@ -100,5 +101,6 @@ def test_how_old_data_may_be(algorithm, cores, lag, frequency, settled):
     asked = Config().replace(
         parallel__max_policy_lag=lag, parallel__policy_update_frequency=frequency
     )
-    config = settle_policy_lag(asked, algorithm, cores=cores)
+    row = ALGORITHMS[algorithm]
+    config = settle_policy_lag(asked, row.title, row.max_policy_lag, cores=cores)
     assert config.parallel.max_policy_lag == settled

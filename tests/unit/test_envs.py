@@ -1,5 +1,7 @@
 """Adapters: Procgen's options, seeds, ends and snapshots; Gymnasium's restarts and bounds."""
 
+from dataclasses import replace
+
 import gymnasium
 import numpy as np
 import psutil
@@ -7,12 +9,16 @@ import pytest
 import torch
 from gymnasium.spaces import Box, Discrete
 
-from rl_bench.config.schema import Config, EnvConfig
-from rl_bench.envs import check_env, make_vector_env, procgen
+from rl_bench.agents import ALGORITHMS
+from rl_bench.config.schema import EnvConfig
+from rl_bench.envs import find_env, make_vector_env, procgen
 from rl_bench.errors import ConfigError
-from rl_bench.experiment import build, cpu_plan
+from rl_bench.experiment import build, local_workers
+from rl_bench.experiment.cpu_plan import plan_cpus
 from rl_bench.experiment.mode import Mode
+from rl_bench.experiment.setup import Setup
 from rl_bench.native import library, stepping
+from tests.configs import resolved
 
 
 def make(name, num_envs=3, seed=0, **options):
@@ -21,11 +27,16 @@ def make(name, num_envs=3, seed=0, **options):
 
 def make_with_threads(num_envs, threads, native, *, name="coinrun", seed=0):
     """Procgen's own threads or, `native`, torch's."""
-    if native and library.why_missing():
-        pytest.skip(library.why_missing())
+    if native and library.why_unavailable():
+        pytest.skip(library.why_unavailable())
     torch.set_num_threads(max(threads, 1))
     config = EnvConfig(name=name)
     return make_vector_env(config, num_envs, seed=seed, num_threads=threads, native=native)
+
+
+def setup_of(config, mode):
+    plan = plan_cpus(config, mode, ALGORITHMS[mode.algorithm])
+    return Setup(mode, config, find_env(config.env), plan, config)
 
 
 def roll(env, steps, seed=0):
@@ -70,7 +81,7 @@ def test_three_names_for_one_game(name):
 )
 def test_bad_options_are_refused_before_anything_is_made(options, message):
     with pytest.raises(ConfigError, match=message):
-        check_env(EnvConfig(**options))
+        find_env(EnvConfig(**options))
 
 
 @pytest.mark.parametrize("game", ["chaser", "dodgeball", "leaper", "starpilot"])
@@ -110,21 +121,20 @@ def test_threads_do_not_change_procgen(threads):
 )
 def test_a_run_has_torchs_threads_step_procgen_where_it_may(kernels, threads, expected):
     # Breaks when: a run does not say that it may use native code.
-    if library.why_missing():
-        pytest.skip(library.why_missing())
-    config = Config().replace(
+    if library.why_unavailable():
+        pytest.skip(library.why_unavailable())
+    config = resolved(
         hardware__kernels=kernels, hardware__precision="fp32", hardware__num_threads=threads,
         training__num_envs=2, training__n_steps=8, training__batch_size=16,
     )  # fmt: skip
-    mode = Mode("ppo", "sequential", "timesteps")
-    parts = build.build(config, mode, cpu_plan.plan_one_process(threads))
+    parts = build.build(setup_of(config, Mode("ppo", "sequential", "timesteps")))
     (worker,) = parts.source.workers
     found = type(worker.env._env).__name__
     parts.close()
     assert found == expected
 
 
-def test_a_worker_process_steps_procgen_natively_where_it_may(monkeypatch):
+def test_a_worker_process_steps_procgen_natively_where_it_may():
     # Breaks when: a worker does not say that it may use native code; nothing else would show it.
     class Seen(Exception):
         pass
@@ -132,14 +142,14 @@ def test_a_worker_process_steps_procgen_natively_where_it_may(monkeypatch):
     def look(*_, native, **__):
         raise Seen(native)
 
-    if library.why_missing():
-        pytest.skip(library.why_missing())
-    monkeypatch.setattr(build, "make_vector_env", look)
-    config = Config().replace(parallel__num_envs_per_worker=2, env__seed=1)
-    for path in (library.compiled(), None):
-        factory = build.WorkerFactory(
-            config, Mode("ppo", "parallel", "timesteps"), 0, 0, 0, None, path
-        )
+    if library.why_unavailable():
+        pytest.skip(library.why_unavailable())
+    mode = Mode("ppo", "parallel", "timesteps")
+    for kernels, path in (("native", library.library_path()), ("torch", None)):
+        config = resolved(env__seed=1, hardware__kernels=kernels, hardware__precision="fp32")
+        setup = setup_of(config, mode)
+        setup = replace(setup, env=replace(setup.env, make=look))
+        factory = local_workers.WorkerFactory(setup, 0, 0, 0, None, path)
         with pytest.raises(Seen, match=str(path is not None)):
             factory(lambda: None)
 
@@ -148,7 +158,7 @@ def test_torchs_threads_step_procgen(monkeypatch):
     # Breaks when: native environments are stepped by one thread, or by Procgen's own.
     steps = []
     monkeypatch.setattr(
-        stepping, "made_ready", lambda *, handles, **_: lambda: steps.append(len(handles))
+        stepping, "prepare_step", lambda *, handles, **_: lambda: steps.append(len(handles))
     )
     before = psutil.Process().num_threads()
     env = make_with_threads(3, 2, native=True)
@@ -252,6 +262,7 @@ class Scripted(gymnasium.Env):
 def test_one_terminates_one_is_truncated_one_goes_on(monkeypatch):
     # Breaks when: final observations are taken of terminated episodes too, or of the wrong one.
     gymnasium.register("Scripted-v0", entry_point=Scripted)
+    find_env(EnvConfig(name="Scripted-v0"))  # which makes one, to ask for its spaces
     monkeypatch.setattr(Scripted, "made", 0)
     env = make("Scripted-v0", 3)
     env.reset()

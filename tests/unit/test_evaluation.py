@@ -15,13 +15,14 @@ from rl_bench.errors import ConfigError
 from rl_bench.evaluation import levels, play, summary, video
 from rl_bench.evaluation.levels import HELD_OUT, TRAINING, Levels, Wanted
 from rl_bench.nets.actor_critic import ActorCritic
+from rl_bench.nets.executor import make_executor
 
 COINRUN = EnvConfig(name="coinrun", num_levels=200, start_level=0)
 
 
 def make_policy(env, seed=0):
     torch.manual_seed(seed)
-    return ActorCritic(env.observation_space, env.action_space).acting_copy()
+    return make_executor(ActorCritic(env.observation_space, env.action_space)).acting_copy()
 
 
 def evaluate(name="coinrun", *, num_envs=6, episodes=8, policy=0, seed=5, **how):
@@ -110,12 +111,13 @@ def test_episodes_of_procgen_are_cut_at_the_limit():
             return Step(np.zeros((2, 3), np.float32), np.ones(2, np.float32), ended, never, {})
 
     class Still:
-        class head:
-            @staticmethod
-            def mode(parameters):
-                return torch.zeros(len(parameters), dtype=torch.int64)
+        class net:
+            class distribution:
+                @staticmethod
+                def mode(parameters):
+                    return torch.zeros(len(parameters), dtype=torch.int64)
 
-        def __call__(self, obs):
+        def forward(self, obs):
             return obs, None
 
     for limit, cut in ((4, True), (5, False), (None, False)):

@@ -8,11 +8,13 @@ import pytest
 import torch
 from gymnasium.spaces import Box, Discrete
 
+from rl_bench.agents.gradient import add_gradient
 from rl_bench.agents.impala import IMPALA, Unrolls
-from rl_bench.config.schema import ImpalaConfig, TrainingConfig
 from rl_bench.errors import TrainingError
 from rl_bench.nets.actor_critic import ActorCritic
+from rl_bench.nets.executor import make_executor
 from rl_bench.types import Trajectory
+from tests.configs import resolved
 from tests.unit.test_vtrace import slow_vtrace
 
 SPACE = Box(-1, 1, (2,), np.float32)
@@ -20,15 +22,30 @@ SPACE = Box(-1, 1, (2,), np.float32)
 
 def make_agent(training=None, actions=None, **changes):
     torch.manual_seed(0)
-    settings = {"batch_size": 8, "normalise_rewards": False, **(training or {})}
-    net = ActorCritic(SPACE, actions or Discrete(2))
-    config = ImpalaConfig(**{"unroll_length": 4, **changes})
-    return IMPALA(net, config, TrainingConfig(**settings), seed=0)
+    training = {"batch_size": 8, "normalise_rewards": False, **(training or {})}
+    changes = {"unroll_length": 4, **changes}
+    executor = make_executor(ActorCritic(SPACE, actions or Discrete(2)))
+    config = resolved(
+        env__seed=0,
+        **{f"training__{key}": value for key, value in training.items()},
+        **{f"impala__{key}": value for key, value in changes.items()},
+    )
+    return IMPALA(executor, config)
+
+
+def losses_of(agent, unrolls):
+    outputs = agent.executor.forward(unrolls.obs, unrolls.indices)
+    return agent.gradient.objective.losses(unrolls, *outputs)
+
+
+def add_gradient_of(agent, unrolls):
+    every = torch.arange(unrolls.rows.shape[1])
+    return add_gradient(agent.executor, agent.gradient.objective, unrolls, every)
 
 
 def whole(trajectory):
     """All of it, as one unroll of each environment."""
-    return Unrolls.of(trajectory, trajectory.n_steps)
+    return Unrolls.from_trajectory(trajectory, trajectory.n_steps)
 
 
 def make_trajectory(n_steps=8, num_envs=4, actions=None):
@@ -76,7 +93,7 @@ def test_loss_and_gradient_by_hand():
     batch.actions.zero_()
     batch.rewards[:, 0] = torch.tensor([1.0, 2.0])
     batch.behaviour_log_probs[:, 0] = torch.tensor([math.log(3 / 8), 0.0])
-    losses = agent.gradient.objective.losses(whole(batch))
+    losses = losses_of(agent, whole(batch))
     advantage = (1.0625 + 1.125) / 2
     entropy = math.log(4) - 0.75 * math.log(3)
     value_loss = 0.5 * (1.0625**2 + 1.125**2) / 2
@@ -87,7 +104,8 @@ def test_loss_and_gradient_by_hand():
     assert losses["train/rho_mean"].item() == pytest.approx((2 + 0.75) / 2)
     total = -advantage * math.log(0.75) + 0.25 * value_loss - 0.1 * entropy
     assert losses["train/loss"].item() == pytest.approx(total)
-    losses["train/loss"].backward()
+    metrics = add_gradient_of(agent, whole(batch))
+    assert metrics == pytest.approx({name: loss.item() for name, loss in losses.items()})
     by_w = -advantage * 0.25 + 0.1 * (3 / 16) * math.log(3)
     torch.testing.assert_close(net.head.dense.bias.grad, torch.tensor([by_w, -by_w]))
     by_value = -0.25 * (1.0625 + 1.125) / 2
@@ -121,7 +139,7 @@ def test_everything_reaches_the_targets():
     scaled = torch.randn(6, 5, generator=g)
     objective = agent.gradient.objective
     batch = whole(objective.batch(raw, {"rewards": scaled}).trajectory)
-    losses = objective.losses(batch)
+    losses = losses_of(agent, batch)
 
     log_probs = torch.where(raw.actions == 0, math.log(0.75), math.log(0.25)).double()
     log_rhos = log_probs - raw.behaviour_log_probs.double()
@@ -141,9 +159,7 @@ def test_everything_reaches_the_targets():
     assert losses["train/loss"].item() == pytest.approx(policy_loss + 0.25 * value_loss, rel=1e-4)
     unclipped = make_agent({"gamma": 0.9}, clip_value_loss=False)
     unclipped.net.load_state_dict(net.state_dict())
-    assert (
-        unclipped.gradient.objective.losses(batch)["train/value_loss"] != losses["train/value_loss"]
-    )
+    assert losses_of(unclipped, batch)["train/value_loss"] != losses["train/value_loss"]
 
 
 @pytest.mark.parametrize("actions", [None, Box(-1, 1, (3,), np.float32)])
@@ -152,11 +168,12 @@ def test_pieces_add_up_to_the_whole(actions, monkeypatch):
     trajectory = make_trajectory(8, 5, actions)
     gradients = []
     for rows in (1000, 12, 1):
-        monkeypatch.setattr("rl_bench.agents.impala.PIECE_ROWS", rows)
+        monkeypatch.setattr("rl_bench.agents.impala.MICROBATCH_ROWS", rows)
         agent = make_agent(actions=actions)
         objective = agent.gradient.objective
         batch = objective.batch(trajectory, {"rewards": trajectory.rewards})
-        metrics = objective.backward(batch, torch.tensor([4, 0, 2, 9, 7]))
+        index = torch.tensor([4, 0, 2, 9, 7])
+        metrics = add_gradient(agent.executor, objective, batch, index)
         gradients.append((metrics, [p.grad for p in agent.net.parameters() if p.grad is not None]))
     for metrics, grads in gradients[1:]:
         assert metrics == pytest.approx(gradients[0][0], rel=1e-5, abs=1e-7)
@@ -184,8 +201,8 @@ def test_what_has_been_followed_far_enough_is_left_alone():
         batch.actions.zero_()
         batch.rewards[0] = torch.tensor([3.0, -3.0] * 4)
         batch.behaviour_log_probs[0] = math.log(0.75) - ratios.log()
-        losses = agent.gradient.objective.losses(whole(batch))
-        losses["train/loss"].backward()
+        losses = losses_of(agent, whole(batch))
+        add_gradient_of(agent, whole(batch))
         gradients.append(net.head.dense.bias.grad[0].item())
         assert losses["train/clip_fraction"].item() == (0.25 if clip_range else 0.0)
     weights = ratios.clamp(max=1.0) * batch.rewards[0]
@@ -202,15 +219,15 @@ def test_unrolls_are_the_pieces_of_the_trajectory_and_join_at_their_ends():
     trajectory.rewards[:] = torch.arange(36.0).view(12, 3)
     trajectory.actions[:] = torch.arange(36).view(12, 3)
     for index in (torch.arange(9), torch.tensor([7, 2, 3])):
-        pieces = Unrolls.of(trajectory, 4).at(index)
-        obs = pieces.obs[pieces.chosen].unflatten(0, (5, len(index)))
+        pieces = Unrolls.from_trajectory(trajectory, 4).select(index)
+        obs = pieces.obs[pieces.indices].unflatten(0, (5, len(index)))
         rewards, actions = pieces.steps(trajectory.rewards), pieces.steps(trajectory.actions)
         for column, i in enumerate(index.tolist()):
             start, env = i // 3 * 4, i % 3
             assert torch.equal(obs[:, column], trajectory.obs[start : start + 5, env])
             assert torch.equal(rewards[:, column], trajectory.rewards[start : start + 4, env])
             assert torch.equal(actions[:, column], trajectory.actions[start : start + 4, env])
-    every = Unrolls.of(trajectory, 4)
+    every = Unrolls.from_trajectory(trajectory, 4)
     assert sorted(every.steps(trajectory.rewards).flatten().tolist()) == list(range(36))
 
 
@@ -231,11 +248,10 @@ def test_update_improves_its_objective_and_reports_every_metric(optimiser):
     agent = make_agent({"learning_rate": 0.003, "batch_size": 32}, optimiser=optimiser)
     trajectory = make_trajectory()
     trajectory.truncated[3, 1] = trajectory.terminated[5, 2] = True
-    objective = agent.gradient.objective
-    before = objective.losses(whole(trajectory))["train/value_loss"].item()
+    before = losses_of(agent, whole(trajectory))["train/value_loss"].item()
     for _ in range(5):
         metrics = agent.update(trajectory, progress=0.0)
-    assert objective.losses(whole(trajectory))["train/value_loss"].item() < before
+    assert losses_of(agent, whole(trajectory))["train/value_loss"].item() < before
     assert metrics["train/minibatches"] == 1
     assert set(metrics) >= {
         "train/policy_loss", "train/value_loss", "train/entropy_loss", "train/approx_kl",

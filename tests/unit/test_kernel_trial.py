@@ -39,8 +39,8 @@ def forgetful():
 def library_in(monkeypatch, tmp_path):
     """A file that stands for the library, in an empty directory."""
     path = tmp_path / "native-0.so"
-    monkeypatch.setattr(library, "compiled", lambda: path)
-    monkeypatch.setattr(library, "why_missing", lambda: None)
+    monkeypatch.setattr(library, "library_path", lambda: path)
+    monkeypatch.setattr(library, "why_unavailable", lambda: None)
     monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
     return path
 
@@ -104,7 +104,7 @@ def test_a_trial_is_made_once_for_each_thing_compared(monkeypatch, library_in, t
 
 
 def test_where_nothing_can_be_kept_it_is_made_again(monkeypatch, library_in, tried):
-    monkeypatch.setattr(library, "compiled", lambda: Path("/proc/native-0.so"))
+    monkeypatch.setattr(library, "library_path", lambda: Path("/proc/native-0.so"))
     for _ in range(2):
         forget()
         assert kernel_trial.why_not("fp32", "nature") is None
@@ -130,32 +130,32 @@ def test_the_trial_finds_native_layers_right(encoder):
 
 @needs_compiler
 def test_the_trial_finds_wrong_gradients(monkeypatch):
-    backward = convolution.Learning.backward
+    backward = convolution.ConvGradient.backward
 
     def wrong(learning, gradient, **kept):
         return backward(learning, -gradient, **kept)
 
-    monkeypatch.setattr(convolution.Learning, "backward", wrong)
+    monkeypatch.setattr(convolution.ConvGradient, "backward", wrong)
     assert "differ from torch's" in kernel_trial.compare("fp32", "nature")["failed"]
 
 
 @needs_compiler
 def test_the_trial_finds_layers_that_act_wrongly(monkeypatch):
-    apply = dense.apply
-    monkeypatch.setattr(dense, "apply", lambda x, packed, relu: apply(x, packed, relu=False))
+    apply = dense.apply_dense
+    monkeypatch.setattr(dense, "apply_dense", lambda x, packed, relu: apply(x, packed, relu=False))
     assert "differ from torch's" in kernel_trial.compare("fp32", "nature")["failed"]
 
 
 @needs_compiler
 def test_as_a_command_it_prints_what_it_found():
-    found, lasting = kernel_trial._tried(library.compiled(), "fp32", "nature")
+    found, lasting = kernel_trial._tried(library.library_path(), "fp32", "nature")
     assert found.keys() == FASTER.keys() and lasting
 
 
 def settle(precision, kernels="auto"):
     config = Config().replace(hardware__precision=precision, hardware__kernels=kernels)
     settled = resolve.resolve(config, Mode("ppo", "sequential", "timesteps"))
-    return settled.hardware.kernels, resolve.why_not_native(config, settled)
+    return settled.config.hardware.kernels, resolve.why_not_native(config, settled)
 
 
 @needs_wide_vectors

@@ -14,15 +14,19 @@ from rl_bench.errors import ConfigError
 from rl_bench.experiment import resolve
 from rl_bench.experiment.mode import Mode
 from rl_bench.native import convolution, dense, library
-from rl_bench.native.geometry import Kind
-from rl_bench.native.method import FLOATS, HALVES
+from rl_bench.native.conv_plan import ConvSpec
+from rl_bench.native.variant import WINOGRAD_BF16, WINOGRAD_FP32
 from rl_bench.nets import kernel_trial
 from rl_bench.nets.actor_critic import ActorCritic
+from rl_bench.nets.distributions import Categorical
+from rl_bench.nets.encoders import NatureEncoder
+from rl_bench.nets.executor import make_executor
 from rl_bench.nets.heads import CategoricalHead
-from rl_bench.nets.layers import Conv, packable
+from rl_bench.nets.layers import Conv
+from rl_bench.nets.native_gradient import has_native_layers
 
 FRAMES = Box(0, 255, (64, 64, 3), np.uint8)
-MISSING = library.why_missing()
+MISSING = library.why_unavailable()
 needs_compiler = pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
 needs_wide_vectors = pytest.mark.skipif(
     not library.has_wide_vectors(), reason="auto is torch on CPUs without AVX2"
@@ -48,12 +52,12 @@ LAYERS = {
     "more filters first": (13, 3, 3, 1, 1, 48, True),
     "few channels in a cell": (12, 1, 4, 2, 0, 16, True),
 }
-METHODS = {"floats": FLOATS, "halves": HALVES}
+METHODS = {"floats": WINOGRAD_FP32, "halves": WINOGRAD_BF16}
 methods = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 
 
 class Convolutions(torch.autograd.Function):
-    """`convolution.Learning`, whose results autograd can be asked for."""
+    """`convolution.ConvGradient`, whose results autograd can be asked for."""
 
     @staticmethod
     def forward(
@@ -64,8 +68,13 @@ class Convolutions(torch.autograd.Function):
         *kernels_and_biases,
     ):
         images, kernels = images.contiguous(), kernels_and_biases[::2]
-        ctx.learning = convolution.Learning(
-            images, kinds, kernels, method, room=len(images), into_images=ctx.needs_input_grad[0]
+        ctx.learning = convolution.ConvGradient(
+            images,
+            kinds,
+            kernels,
+            method,
+            capacity=len(images),
+            into_images=ctx.needs_input_grad[0],
         )
         return ctx.learning.forward(images, kernels, kernels_and_biases[1::2])
 
@@ -128,7 +137,7 @@ def assert_near(found, expected, method):
     These are off by up to 0.004 each, which six points enlarge by up to six.
     """
     largest = expected.abs().max().item()
-    if method is FLOATS:
+    if method is WINOGRAD_FP32:
         torch.testing.assert_close(found, expected.float(), rtol=1e-4, atol=4e-5 * largest)
         return
     error = (found - expected).abs()
@@ -145,7 +154,7 @@ def test_outputs_and_gradients_are_those_of_the_definition(name, relu, threads, 
     torch.set_num_threads(threads)
     images, weight, bias, stride, padding = make_layer(name, count)
     first = images.shape[-1] % 16 != 0
-    kinds = [Kind(stride, padding, relu)]
+    kinds = [ConvSpec(stride, padding, relu)]
     inputs, expected = define(images, kinds, [weight, bias])
     leaves = [weight.requires_grad_(), bias.requires_grad_()]
     if not first:
@@ -153,9 +162,9 @@ def test_outputs_and_gradients_are_those_of_the_definition(name, relu, threads, 
     found = Convolutions.apply(images, kinds, method, weight, bias)
     # Where the ReLU's input is nearly 0, either side of it is right.
     gradient = torch.randn(found.shape, generator=torch.Generator().manual_seed(1))
-    gradient[expected.abs() < (1e-4 if method is FLOATS else 0.1)] = 0.0
+    gradient[expected.abs() < (1e-4 if method is WINOGRAD_FP32 else 0.1)] = 0.0
     gradients = torch.autograd.grad(found, leaves, gradient)
-    if method is FLOATS:
+    if method is WINOGRAD_FP32:
         assert (found - expected).abs().max() < 1e-5 * expected.abs().max()
     wanted = torch.autograd.grad(expected, inputs[1:] if first else inputs, gradient.double())
     for ours, theirs in zip((found, *gradients), (expected, *wanted), strict=True):
@@ -164,15 +173,15 @@ def test_outputs_and_gradients_are_those_of_the_definition(name, relu, threads, 
 
 def cell(**around):
     """A convolution of 3 × 3 pixels that leaves images as large as they are."""
-    return Kind(1, 1, **around)
+    return ConvSpec(1, 1, **around)
 
 
 BLOCK = [cell(rectified=True, relu=True), cell(residual=True)]
 # side, channels, filters, their size and what surrounds them
 CHAINS = {
     "nature": (64, 3, [
-        (32, 8, Kind(4, 0, relu=True)), (64, 4, Kind(2, 0, relu=True)),
-        (64, 3, Kind(1, 0, relu=True)),
+        (32, 8, ConvSpec(4, 0, relu=True)), (64, 4, ConvSpec(2, 0, relu=True)),
+        (64, 3, ConvSpec(1, 0, relu=True)),
     ]),
     "first stage": (64, 3, [(16, 3, kind) for kind in (cell(pooled=True), *BLOCK)]),
     "stage": (16, 16, [(32, 3, kind) for kind in (cell(pooled=True), *BLOCK, *BLOCK)]),
@@ -180,7 +189,7 @@ CHAINS = {
     "frames of odd side": (13, 3, [(32, 3, kind) for kind in (cell(pooled=True), *BLOCK)]),
     "images in parts": (42, 16, [(16, 3, kind) for kind in (cell(), *BLOCK)]),
     "large images": (33, 16, [
-        (32, 3, cell()), (16, 4, Kind(2, 0, relu=True, rectified=True)),
+        (32, 3, cell()), (16, 4, ConvSpec(2, 0, relu=True, rectified=True)),
     ]),
     "pool alone": (5, 16, [(16, 3, cell(pooled=True))]),
     "pool of a pixel": (1, 16, [(16, 3, cell(pooled=True))]),
@@ -224,10 +233,10 @@ def test_layers_that_follow_each_other_are_those_of_the_definition(name, threads
     found = Convolutions.apply(images, kinds, method, *parameters)
     gradient = torch.randn(found.shape, generator=torch.Generator().manual_seed(1))
     gradients = torch.autograd.grad(found, leaves, gradient)
-    packed = convolution.pack(images, kinds, parameters[::2], parameters[1::2], method)
+    packed = convolution.pack_convs(images, kinds, parameters[::2], parameters[1::2], method)
     with torch.no_grad():
         assert torch.equal(convolution.convolve(images, packed), found)
-    exact = method is FLOATS
+    exact = method is WINOGRAD_FP32
     assert (found - expected).abs().max() < (2e-5 if exact else 0.06) * expected.abs().max()
     wanted = torch.autograd.grad(expected, wide[first:], gradient.double())
     for ours, theirs in zip(gradients, wanted, strict=True):
@@ -248,8 +257,8 @@ def assert_images_behind_the_last_gradient_change_nothing(images, kinds, paramet
     """
     found = []
     for count in (len(images), used):
-        learning = convolution.Learning(
-            images, kinds, parameters[::2], method, room=len(images),
+        learning = convolution.ConvGradient(
+            images, kinds, parameters[::2], method, capacity=len(images),
             into_images=images.dtype != torch.uint8,
         )  # fmt: skip
         out = learning.forward(images[:count], parameters[::2], parameters[1::2])
@@ -289,18 +298,18 @@ def test_what_has_no_gradient_here_is_refused(name):
     kinds = REFUSED[name]
     kernels, biases = [torch.ones(16, 16, 3, 3)] * len(kinds), [torch.zeros(16)] * len(kinds)
     with pytest.raises(AssertionError):
-        convolution.pack(torch.ones(1, 8, 8, 16), kinds, kernels, biases, FLOATS)
+        convolution.pack_convs(torch.ones(1, 8, 8, 16), kinds, kernels, biases, WINOGRAD_FP32)
 
 
 def choose(features, packed, noise):
-    chosen = packed.room_for_choice(len(noise))
-    packed.choice(len(noise))(features.contiguous(), noise.contiguous(), *chosen)
+    chosen = packed.new_choice(len(noise))
+    packed.act_call(len(noise))(features.contiguous(), noise.contiguous(), *chosen)
     return chosen
 
 
 def pack(images, weight, bias, stride, padding, method):
-    kind = Kind(stride, padding, True)
-    return convolution.pack(images, [kind], [weight], [bias], method)
+    kind = ConvSpec(stride, padding, True)
+    return convolution.pack_convs(images, [kind], [weight], [bias], method)
 
 
 @needs_compiler
@@ -330,10 +339,10 @@ def assert_a_pool_takes_what_torchs_takes(method, sign):
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(2, 14, 15, 16, generator=generator)
     images[1, 6, 7, 3] = torch.copysign(torch.tensor(float("nan")), torch.tensor(sign))
-    images = images.to(method.values)
+    images = images.to(method.dtype)
     layers = [torch.randn(32, 16, 3, 3, generator=generator)], [torch.zeros(32)], method
     whole, pooled = (
-        convolution.convolve(images, convolution.pack(images, [kind], *layers))
+        convolution.convolve(images, convolution.pack_convs(images, [kind], *layers))
         for kind in (cell(), cell(pooled=True))
     )
     expected = F.max_pool2d(whole.permute(0, 3, 1, 2), 3, stride=2, padding=1)
@@ -343,7 +352,7 @@ def assert_a_pool_takes_what_torchs_takes(method, sign):
 
 @needs_compiler
 def test_what_is_not_a_number_is_a_pools_largest():
-    assert_a_pool_takes_what_torchs_takes(FLOATS, 1.0)
+    assert_a_pool_takes_what_torchs_takes(WINOGRAD_FP32, 1.0)
 
 
 @needs_compiler
@@ -357,18 +366,18 @@ def test_dense_layers_are_those_of_the_definition(inputs, outputs, threads, dtyp
     weight = torch.randn(outputs, inputs, generator=generator) / inputs**0.5
     bias = torch.randn(outputs, generator=generator)
     torch.set_num_threads(threads)
-    if not dense.computes(dtype):
+    if not dense.supports_dtype(dtype):
         pytest.skip("a matrix unit has them computed by torch")
-    packed = dense.pack(weight, bias, dtype)
+    packed = dense.pack_dense(weight, bias, dtype)
     for relu in (False, True):
-        found = dense.apply(x, packed, relu=relu)
+        found = dense.apply_dense(x, packed, relu=relu)
         expected = F.linear(x.to(dtype).double(), weight.to(dtype).double(), bias.double())
         expected = F.relu(expected) if relu else expected
         torch.testing.assert_close(found, expected.float(), rtol=1e-5, atol=1e-5)
         for few in (slice(0, 1), slice(5, 12), slice(12, 33)):
-            assert torch.equal(dense.apply(x[few], packed, relu=relu), found[few])
+            assert torch.equal(dense.apply_dense(x[few], packed, relu=relu), found[few])
     x[1, 3] = float("nan")
-    found = dense.apply(x, packed, relu=True)
+    found = dense.apply_dense(x, packed, relu=True)
     assert found[1].isnan().all() and found[[0, 2]].isfinite().all()
 
 
@@ -378,23 +387,23 @@ def test_actions_are_those_that_the_head_would_sample(actions):
     # Breaks when: the value is taken for an action, a log-probability is not normalised, or the
     # noise of one row or action goes to another.
     generator = torch.Generator().manual_seed(0)
-    head = CategoricalHead(64, actions)
+    head = CategoricalHead(64, Categorical(actions))
     features = 3 * torch.randn(33, 64, generator=generator)
     value = torch.nn.Linear(64, 1)
-    noise = head.draw_noise((33,), generator)
+    noise = head.distribution.draw_noise((33,), generator)
     with torch.inference_mode():
         weights = [
             torch.cat([a, b])
             for a, b in zip(head.dense.parameters(), value.parameters(), strict=True)
         ]
-        packed = dense.pack(*weights, torch.float32)
+        packed = dense.pack_dense(*weights, torch.float32)
         taken, log_probs, values = choose(features, packed, noise)
         for few in (slice(0, 1), slice(3, 8), slice(20, 33)):
             alone = choose(features[few], packed, noise[few])
             assert all(map(torch.equal, alone, (taken[few], log_probs[few], values[few])))
         policy = head(features)
-        assert torch.equal(taken, head.sample(policy, noise))
-        torch.testing.assert_close(log_probs, head.log_prob(policy, taken))
+        assert torch.equal(taken, head.distribution.sample(policy, noise))
+        torch.testing.assert_close(log_probs, head.distribution.log_prob(policy, taken))
         torch.testing.assert_close(values, value(features).squeeze(-1))
     assert len(taken.unique()) > 1 or actions == 1
 
@@ -404,24 +413,21 @@ def test_actions_are_those_that_the_head_would_sample(actions):
 def test_networks_learn_and_act_as_those_of_torch(encoder):
     # Breaks when: a layer loses its ReLU, or an acting copy keeps the weights of before.
     torch.manual_seed(0)
-    plain = ActorCritic(FRAMES, Discrete(15), encoder=encoder)
-    native = ActorCritic(FRAMES, Discrete(15), encoder=encoder, kernels="native")
-    native.load_state_dict(plain.state_dict())
-    assert all(m.native for m in native.modules() if isinstance(m, Conv))
+    plain = make_executor(ActorCritic(FRAMES, Discrete(15), encoder=encoder))
+    native = make_executor(ActorCritic(FRAMES, Discrete(15), encoder=encoder), "native")
+    native.net.load_state_dict(plain.net.state_dict())
     frames = torch.randint(0, 256, (6, 64, 64, 3), dtype=torch.uint8)
-    for net in (plain, native):
-        policy, values = net(frames)
-        (policy.square().mean() + values.square().mean()).backward()
-    for ours, theirs in zip(native.parameters(), plain.parameters(), strict=True):
+    for executor in (plain, native):
+        learn_from(executor, frames, torch.arange(6))
+    for ours, theirs in zip(native.net.parameters(), plain.net.parameters(), strict=True):
         # Rounding may decide which of two pixels is a pool's largest, for a few of many thousands.
         assert (ours.grad - theirs.grad).norm() < 0.01 * theirs.grad.norm()
     acting = native.acting_copy()
-    assert all(layer.packs for layer in packable(acting))
     for _ in range(2):
         with torch.inference_mode():
-            for ours, theirs in zip(acting(frames), plain(frames), strict=True):
+            for ours, theirs in zip(acting.forward(frames), plain.net(frames), strict=True):
                 assert (ours - theirs).norm() < 1e-4 * theirs.norm()
-            noise = acting.head.draw_noise((6,), torch.Generator().manual_seed(1))
+            noise = acting.net.distribution.draw_noise((6,), torch.Generator().manual_seed(1))
             actions, *others = acting.act(frames, noise)
             expected, *theirs = plain.act(frames, noise)
             assert torch.equal(actions, expected)
@@ -433,46 +439,52 @@ def test_networks_learn_and_act_as_those_of_torch(encoder):
                 for mine, before in zip(again, kept, strict=True):
                     torch.testing.assert_close(mine, before[some], rtol=1e-5, atol=1e-5)
         with torch.no_grad():
-            for p in plain.parameters():
+            for p in plain.net.parameters():
                 p.add_(0.01)
-        acting.load_weights(plain.state_dict())
+        acting.load_weights(plain.net.state_dict())
+
+
+def learn_from(executor, frames, indices):
+    """Leave the gradient of means of squares of the outputs, as if `frames` were all."""
+    policy, values = executor.forward(frames, indices)
+    executor.backward(2 * policy / (len(frames) * 15), 2 * values / len(frames))
 
 
 def assert_networks_in_bfloat16_learn_and_act_as_those_of_torch(encoder, count):
     # Breaks when: a layer loses its ReLU, or an acting copy keeps the weights of before.
     torch.manual_seed(0)
-    plain = ActorCritic(FRAMES, Discrete(15), encoder=encoder)
-    native = ActorCritic(FRAMES, Discrete(15), encoder=encoder, precision="bf16", kernels="native")
-    native.load_state_dict(plain.state_dict())
+    plain = make_executor(ActorCritic(FRAMES, Discrete(15), encoder=encoder))
+    net = ActorCritic(FRAMES, Discrete(15), encoder=encoder, precision="bf16")
+    native = make_executor(net, "native")
+    net.load_state_dict(plain.net.state_dict())
     frames = torch.randint(0, 256, (count, 64, 64, 3), dtype=torch.uint8)
-    for net in (plain, native):
-        policy, values = net(frames)
-        (policy.square().mean() + values.square().mean()).backward()
-    for ours, theirs in zip(native.parameters(), plain.parameters(), strict=True):
+    for executor in (plain, native):
+        learn_from(executor, frames, torch.arange(count))
+    for ours, theirs in zip(net.parameters(), plain.net.parameters(), strict=True):
         # Of rounding; torch's own gradients in bfloat16 are as far from those in float32.
         assert (ours.grad - theirs.grad).norm() < 0.06 * theirs.grad.norm()
-    by_autograd = [p.grad for p in native.parameters()]
-    native.zero_grad()
-    for chosen in (torch.arange(20, count), torch.arange(20)):  # in pieces, the larger one last
-        policy, values = native.forward_to_learn(frames, chosen)
-        native.backward(2 * policy / (count * 15), 2 * values / count)
-    for ours, theirs in zip(native.parameters(), by_autograd, strict=True):
+    at_once = [p.grad.clone() for p in net.parameters()]
+    net.zero_grad()
+    for some in (torch.arange(20, count), torch.arange(20)):  # in pieces, the larger one last
+        learn_from(native, frames, some)
+    for ours, theirs in zip(net.parameters(), at_once, strict=True):
         assert (ours.grad - theirs).norm() < 0.02 * theirs.norm()
     acting = native.acting_copy()
     for _ in range(2):
         with torch.inference_mode():
-            for ours, theirs in zip(acting(frames), native(frames), strict=True):
+            learned = [output.clone() for output in native.forward(frames)]
+            policy, values = acting.forward(frames)
+            for ours, theirs in zip((policy, values), learned, strict=True):
                 assert (ours - theirs).norm() < 0.01 * theirs.norm()
-            policy, values = acting(frames)
-            noise = acting.head.draw_noise((count,), torch.Generator().manual_seed(1))
+            noise = acting.net.distribution.draw_noise((count,), torch.Generator().manual_seed(1))
             actions, log_probs, its_values = acting.act(frames, noise)
         torch.testing.assert_close(its_values, values, rtol=1e-4, atol=1e-4)
         chosen = policy.gather(1, actions[:, None])[:, 0]
         torch.testing.assert_close(log_probs, chosen, rtol=1e-4, atol=1e-4)
         with torch.no_grad():
-            for p in native.parameters():
+            for p in net.parameters():
                 p.add_(0.01)
-        acting.load_weights(native.state_dict())
+        acting.load_weights(net.state_dict())
 
 
 @needs_compiler
@@ -481,10 +493,14 @@ def test_networks_in_bfloat16_learn_and_act_as_those_of_torch(encoder, count):
     assert_networks_in_bfloat16_learn_and_act_as_those_of_torch(encoder, count)
 
 
-def test_layers_that_cannot_be_native_stay_with_torch():
-    for layer in (Conv(16, 32, 5), Conv(16, 20, 3), Conv(12, 16, 3), Conv(16, 16, 4, 2, padding=1)):
-        layer.use_native()
-        assert not layer.native
+@pytest.mark.parametrize(
+    "layer", [Conv(16, 32, 5), Conv(16, 20, 3), Conv(12, 16, 3), Conv(16, 16, 4, 2, padding=1)]
+)
+def test_encoders_with_layers_that_cannot_be_native_stay_with_torch(layer):
+    encoder = NatureEncoder((64, 64, 3), 512)
+    assert has_native_layers(encoder)
+    encoder.conv3 = layer
+    assert not has_native_layers(encoder)
 
 
 @pytest.fixture
@@ -495,8 +511,8 @@ def forgetful():
 
 
 def forget():
-    library.compiled.cache_clear()
-    library.why_missing.cache_clear()
+    library.library_path.cache_clear()
+    library.why_unavailable.cache_clear()
     library._own_directory.cache_clear()
     kernel_trial._findings.cache_clear()
 
@@ -514,7 +530,7 @@ def test_without_a_compiler_torch_computes_and_the_reason_is_told(monkeypatch, f
     monkeypatch.setenv("CXX", "no-such-compiler")
     asked = in_fp32()
     settled = settle(asked)
-    assert settled.hardware.kernels == "torch"
+    assert settled.config.hardware.kernels == "torch"
     assert "'no-such-compiler' was not found" in resolve.why_not_native(asked, settled)
     with pytest.raises(ConfigError, match=r"no-such-compiler.*hardware\.kernels=torch"):
         settle(in_fp32(hardware__kernels="native"))
@@ -523,14 +539,12 @@ def test_without_a_compiler_torch_computes_and_the_reason_is_told(monkeypatch, f
 @needs_compiler
 @needs_wide_vectors
 def test_auto_is_native_for_frames_only(monkeypatch):
-    monkeypatch.setattr(
-        kernel_trial, "why_not", lambda *_: None
-    )  # on a busy machine too
+    monkeypatch.setattr(kernel_trial, "why_not", lambda *_: None)  # on a busy machine too
     settled = settle(in_fp32())
-    assert settled.hardware.kernels == "native"
+    assert settled.config.hardware.kernels == "native"
     assert resolve.why_not_native(in_fp32(), settled) is None
     for other in ({"hardware__kernels": "torch"}, {"env__name": "CartPole-v1"}):
-        assert settle(in_fp32(**other)).hardware.kernels == "torch"
+        assert settle(in_fp32(**other)).config.hardware.kernels == "torch"
     with pytest.raises(ConfigError, match=r"hardware\.kernels=auto"):
         settle(in_fp32(env__name="CartPole-v1", hardware__kernels="native"))
 
@@ -538,25 +552,25 @@ def test_auto_is_native_for_frames_only(monkeypatch):
 @needs_compiler
 def test_the_library_is_made_once_and_whole(monkeypatch, tmp_path, forgetful):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    made = library.compiled()
+    made = library.library_path()
     assert [made] == list((tmp_path / "rl_bench").iterdir())
     with monkeypatch.context() as patch:
         patch.setattr(library, "_make", lambda *_: pytest.fail("compiled again"))
         forget()
-        assert library.compiled() == made
+        assert library.library_path() == made
     damaged = tmp_path / "other" / "rl_bench" / made.name  # as a power failure may leave it
     damaged.parent.mkdir(parents=True)
     damaged.touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "other"))
     forget()
-    assert library.compiled() == damaged and damaged.stat().st_size > 0
+    assert library.library_path() == damaged and damaged.stat().st_size > 0
 
 
 @needs_compiler
 def test_where_nothing_can_be_kept_it_is_made_for_this_run(monkeypatch, tmp_path, forgetful):
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    made = library.compiled()
+    made = library.library_path()
     assert made.exists() and tmp_path not in made.parents
 
 
@@ -586,5 +600,5 @@ def test_a_compiler_that_fails_or_hangs_is_named(monkeypatch, tmp_path, forgetfu
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("CXX", f"'{broken}' -some-flag")
     monkeypatch.setattr(library, "COMPILE_LIMIT_SECONDS", 1.0)
-    assert told in str(library.why_missing())
+    assert told in str(library.why_unavailable())
     assert not list((tmp_path / "rl_bench").iterdir()), "nothing unfinished is left"

@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 
 from rl_bench.native import convolution, dense, library
-from rl_bench.native.geometry import Kind
-from rl_bench.native.method import HALVES, TILES, method_of
+from rl_bench.native.conv_plan import ConvSpec
+from rl_bench.native.variant import AMX, WINOGRAD_BF16, kernel_variant
 from tests.unit.test_native import (
     CHAINS,
     LAYERS,
@@ -44,7 +44,7 @@ def libraries(tmp_path_factory):
         path = directory / f"{unit}.so"
         if not path.exists():
             flags = [f"-DUNIT={UNITS[unit]}", "-include", str(EMULATION), *library._limits()]
-            names = ("bfloat16.cpp", "dense.cpp", "dense_learning.cpp")
+            names = ("src/amx/amx.cpp", "src/dense/inference.cpp", "src/dense/gradient.cpp")
             sources = [str(library.HERE / name) for name in names]
             library._run(["g++", *library.FLAGS, *flags, *sources, "-o", str(path)], 120.0)
         return ctypes.CDLL(str(path))
@@ -57,14 +57,14 @@ def unit(request, libraries, monkeypatch):
     """Layers are computed by a unit of this kind."""
     if request.param == "own":
         monkeypatch.setattr(library, "_library", None)
-        if method_of(BF16) is not TILES:
+        if kernel_variant(BF16) is not AMX:
             pytest.skip("the CPU has no matrix unit")
     else:
         monkeypatch.setattr(library, "_library", libraries(request.param))
     # Breaks when: functions of a library that was loaded before are called instead.
-    called = library.Prepared("bf16_convolve")._function
+    called = library.PreparedCall("amx_convolve")._function
     addresses = [
-        ctypes.cast(f, ctypes.c_void_p).value for f in (called, library.load().bf16_convolve)
+        ctypes.cast(f, ctypes.c_void_p).value for f in (called, library.load().amx_convolve)
     ]
     assert addresses[0] == addresses[1]
 
@@ -105,12 +105,12 @@ def test_outputs_and_gradients_are_those_of_the_definition(unit, name, relu, cou
     torch.set_num_threads(2 if count > 32 else 1)
     images, weight, bias, stride, padding = make_layer(name, count)
     images = images if images.dtype == torch.uint8 else images.to(BF16)
-    kinds, ours = [Kind(stride, padding, relu)], [weight, bias]
+    kinds, ours = [ConvSpec(stride, padding, relu)], [weight, bias]
     leaves, expected = define_rounded(images, kinds, ours)
     ours = [p.requires_grad_() for p in ours]
     first = images.shape[-1] % 16 != 0
     images = images if first else images.requires_grad_()
-    found = Convolutions.apply(images, kinds, TILES, *ours)
+    found = Convolutions.apply(images, kinds, AMX, *ours)
     assert_rounded(found, expected)
     # Where the ReLU's input is nearly 0, either side of it is right.
     gradient = torch.randn(found.shape, generator=torch.Generator().manual_seed(1)).to(BF16)
@@ -156,9 +156,9 @@ def test_layers_that_follow_each_other_are_those_of_the_definition(unit, name, c
     assert expected.unique().numel() >= 5
     parameters = [p.requires_grad_() for p in parameters]
     images = images if first else images.requires_grad_()
-    found = Convolutions.apply(images, kinds, TILES, *parameters)
+    found = Convolutions.apply(images, kinds, AMX, *parameters)
     assert torch.equal(found.double(), expected)
-    packed = convolution.pack(images, kinds, parameters[::2], parameters[1::2], TILES)
+    packed = convolution.pack_convs(images, kinds, parameters[::2], parameters[1::2], AMX)
     with torch.no_grad():
         assert torch.equal(convolution.convolve(images, packed), found)
     generator = torch.Generator().manual_seed(1)
@@ -176,7 +176,7 @@ def test_images_behind_the_last_gradient_change_nothing(unit, name, count, used)
     torch.set_num_threads(2)
     images, kinds, parameters = make_chain(name, count)
     images = images if images.dtype == torch.uint8 else images.to(BF16)
-    assert_images_behind_the_last_gradient_change_nothing(images, kinds, parameters, TILES, used)
+    assert_images_behind_the_last_gradient_change_nothing(images, kinds, parameters, AMX, used)
 
 
 @pytest.mark.parametrize("name", ["nature-1", "nature-2", "nature-3", "impala-2"])
@@ -185,7 +185,9 @@ def test_an_image_is_the_same_in_any_company(unit, name):
     torch.set_num_threads(2)  # for few images, groups of 16
     images, weight, bias, stride, padding = make_layer(name, 37)
     images = images if images.dtype == torch.uint8 else images.to(BF16)
-    packed = convolution.pack(images, [Kind(stride, padding, True)], [weight], [bias], TILES)
+    packed = convolution.pack_convs(
+        images, [ConvSpec(stride, padding, True)], [weight], [bias], AMX
+    )
     together = convolution.convolve(images, packed)
     for few in (slice(0, 1), slice(3, 8), slice(20, 37)):
         assert torch.equal(convolution.convolve(images[few].contiguous(), packed), together[few])
@@ -196,27 +198,27 @@ def test_what_is_not_a_number_stays(unit, sign):
     images, weight, bias, stride, padding = make_layer("nature-3", 2)
     images[1, 2, 2, 0] = torch.copysign(torch.tensor(float("nan")), torch.tensor(sign))
     images = images.to(BF16)
-    kind = Kind(stride, padding, True)
-    y = convolution.convolve(images, convolution.pack(images, [kind], [weight], [bias], TILES))
+    kind = ConvSpec(stride, padding, True)
+    y = convolution.convolve(images, convolution.pack_convs(images, [kind], [weight], [bias], AMX))
     assert y[0].isfinite().all() and y[1].isnan().any()
     kinds = [kind, cell(rectified=True)]
     centre = F.pad(torch.eye(64)[:, :, None, None], (1, 1, 1, 1))
-    packed = convolution.pack(images, kinds, [weight, centre], [bias, bias], TILES)
+    packed = convolution.pack_convs(images, kinds, [weight, centre], [bias, bias], AMX)
     y = convolution.convolve(images, packed)
     assert y[0].isfinite().all() and y[1].isnan().any()
-    assert_a_pool_takes_what_torchs_takes(TILES, sign)
+    assert_a_pool_takes_what_torchs_takes(AMX, sign)
 
 
 @pytest.mark.parametrize(
-    ("unit", "method"), [("floats", HALVES), ("tiles", TILES)], indirect=["unit"]
+    ("unit", "method"), [("floats", WINOGRAD_BF16), ("tiles", AMX)], indirect=["unit"]
 )
 def test_bfloat16_is_left_to_winograd_without_a_matrix_unit(unit, method):
-    assert method_of(BF16) is method
-    assert dense.computes(BF16) == (method is HALVES)
+    assert kernel_variant(BF16) is method
+    assert dense.supports_dtype(BF16) == (method is WINOGRAD_BF16)
 
 
 @pytest.mark.parametrize("unit", ["tiles", "own"], indirect=True)
 @pytest.mark.parametrize(("encoder", "count"), [("nature", 34), ("impala", 30)])
 def test_networks_learn_and_act_as_those_of_torch(unit, encoder, count):
-    assert method_of(BF16) is TILES
+    assert kernel_variant(BF16) is AMX
     assert_networks_in_bfloat16_learn_and_act_as_those_of_torch(encoder, count)

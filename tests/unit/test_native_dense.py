@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from rl_bench.native import dense
-from rl_bench.native.method import FLOATS
+from rl_bench.native.variant import WINOGRAD_FP32
 from tests.unit.test_native import methods, needs_compiler
 
 pytestmark = needs_compiler
@@ -44,9 +44,9 @@ def test_a_layer_and_its_gradients_are_those_of_the_definition(
     # Breaks when: a panel, a pair, a last row that is alone, a thread's share, the bias or the ReLU
     # is wrong, a layer takes what another left in memory, or a piece's gradient replaces another's.
     torch.set_num_threads(threads)
-    monkeypatch.setattr(dense, "method_of", lambda _: method)
+    monkeypatch.setattr(dense, "kernel_variant", lambda _: method)
     x, weight, bias = given = random_layer(rows, inputs, outputs)
-    layer = dense.Learning(weight, torch.float32, rows + 3)
+    layer = dense.DenseGradient(weight, torch.float32, rows + 3)
     fill_with_nan(layer)
     found = layer.forward(x, weight, bias)
     leaves = widened(*given)
@@ -54,9 +54,9 @@ def test_a_layer_and_its_gradients_are_those_of_the_definition(
     expected = before.relu()
     # Where the ReLU's input is nearly 0, either side of it is right.
     gradient = torch.randn(expected.shape, generator=torch.Generator().manual_seed(1))
-    gradient[before.abs() < (1e-4 if method is FLOATS else 0.1)] = 0.0
+    gradient[before.abs() < (1e-4 if method is WINOGRAD_FP32 else 0.1)] = 0.0
     expected.backward(gradient.double())
-    tolerance = 1e-6 if method is FLOATS else 5e-3
+    tolerance = 1e-6 if method is WINOGRAD_FP32 else 5e-3
     for times in (1, 2):
         of_x = layer.backward(x, weight, gradient, add=times > 1)
         all_found = found, of_x, *(other / times for other in layer.gradients)
@@ -67,10 +67,10 @@ def test_a_layer_and_its_gradients_are_those_of_the_definition(
 
 @methods
 def test_what_is_not_a_number_stays(monkeypatch, method):
-    monkeypatch.setattr(dense, "method_of", lambda _: method)
+    monkeypatch.setattr(dense, "kernel_variant", lambda _: method)
     x, weight, bias = random_layer(5, 64, 32)
     x[2, 7] = float("nan")
-    layer = dense.Learning(weight, torch.float32, len(x))
+    layer = dense.DenseGradient(weight, torch.float32, len(x))
     out = layer.forward(x, weight, bias)
     assert out[2].isnan().all() and out[[0, 1, 3, 4]].isfinite().all()
     layer.backward(x, weight, torch.ones_like(out), add=False)
@@ -89,7 +89,7 @@ def test_policy_and_value_are_those_of_the_definition(threads, rows, features, a
     x, *of_policy = random_layer(rows, features, actions)
     _, value_weight, value_bias = random_layer(rows, features, 1)
     parameters = [*of_policy, value_weight + 0.1, value_bias]
-    heads = dense.LearningHeads(features, actions, rows + 2)
+    heads = dense.HeadsGradient(features, actions, rows + 2)
     fill_with_nan(heads)
     outputs = heads.forward(x, parameters)
     leaves = widened(x, *parameters)
@@ -108,6 +108,6 @@ def test_policy_and_value_are_those_of_the_definition(threads, rows, features, a
 
 
 def test_layers_of_other_sizes_are_left_to_torch():
-    assert dense.learns(torch.empty(16, 32), torch.float32)
+    assert dense.supports_gradient(torch.empty(16, 32), torch.float32)
     for outputs, inputs in ((16, 48), (20, 32), (1, 32)):
-        assert not dense.learns(torch.empty(outputs, inputs), torch.float32)
+        assert not dense.supports_gradient(torch.empty(outputs, inputs), torch.float32)

@@ -10,12 +10,15 @@ import pytest
 import torch
 from gymnasium.spaces import Box, Discrete
 
+from rl_bench.agents.batches import Batch
+from rl_bench.agents.gradient import add_gradient
 from rl_bench.agents.impala import IMPALA, VTraceObjective
-from rl_bench.agents.ppo import PPO, Batch, ClippedObjective
-from rl_bench.config.schema import ImpalaConfig, TrainingConfig
+from rl_bench.agents.ppo import PPO, ClippedObjective
 from rl_bench.nets.actor_critic import ActorCritic
-from rl_bench.nets.heads import CategoricalHead
+from rl_bench.nets.distributions import Categorical
+from rl_bench.nets.executor import make_executor
 from rl_bench.types import Trajectory
+from tests.configs import resolved
 from tests.unit.test_native import needs_compiler
 
 pytestmark = needs_compiler
@@ -24,27 +27,20 @@ STEPS, UNROLLS = 6, 11
 
 
 class Outputs:
-    """A network whose outputs are its parameters, a row for each observation."""
-
-    head = CategoricalHead(1, ACTIONS)
+    """An executor of a network whose outputs are its parameters, a row for each observation."""
 
     def __init__(self, rows: int, *, native: bool, dtype: torch.dtype) -> None:
         generator = torch.Generator().manual_seed(0)
         logits = torch.randn(rows, ACTIONS, generator=generator)
         self.policy = logits.log_softmax(-1).to(dtype).requires_grad_()
         self.values = torch.randn(rows, generator=generator).to(dtype).requires_grad_()
-        self.learns_natively = native
+        self.is_native = native
 
-    def __call__(
-        self, obs: torch.Tensor, chosen: torch.Tensor
+    def forward(
+        self, obs: torch.Tensor, indices: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         assert len(obs) == len(self.policy)
-        return self.policy[chosen], self.values[chosen]
-
-    def forward_to_learn(
-        self, obs: torch.Tensor, chosen: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        self.outputs = self(obs, chosen)
+        self.outputs = self.policy[indices], self.values[indices]
         return self.outputs[0].detach(), self.outputs[1].detach()
 
     def backward(self, dpolicy: torch.Tensor, dvalues: torch.Tensor) -> None:
@@ -92,14 +88,14 @@ def random_trajectory() -> Trajectory:
     return batch
 
 
-def found(kind, objective_config, batch, backward, *, native):
+def found(kind, config, batch, backward, *, native):
     """Metrics and gradients of the outputs, natively or, in float64, by the definition."""
     net = Outputs(len(batch.obs.flatten(0, -2)), native=native, dtype=torch.float32)
     if not native:
         net = Outputs(len(net.policy), native=False, dtype=torch.float64)
         tensors = batch.tensors() if isinstance(batch, Trajectory) else batch_tensors(batch)
         batch = dataclasses.replace(batch, **widened(tensors))
-    metrics = backward(kind(net, *objective_config), batch)
+    metrics = backward(net, kind(Categorical(ACTIONS), config), batch)
     return metrics, net.policy.grad.double(), net.values.grad.double()
 
 
@@ -116,16 +112,17 @@ def test_ppos_loss_and_gradient_are_those_of_the_definition(threads, clip_value_
     # Breaks when: a term, its weight, a limit or what it stops, a share's weight or a thread's is
     # wrong.
     torch.set_num_threads(threads)
-    config = dataclasses.replace(
-        TrainingConfig(), clip_value_loss=clip_value_loss, normalise_advantages=False, ent_coef=0.3
-    )
+    config = resolved(
+        training__clip_value_loss=clip_value_loss, training__normalise_advantages=False,
+        training__ent_coef=0.3,
+    )  # fmt: skip
     rows = random_batch()
     chosen = torch.randperm(len(rows.obs), generator=torch.Generator().manual_seed(4))
 
-    def backward(objective, batch):
-        return objective.backward(batch, chosen, share)
+    def backward(net, objective, batch):
+        return add_gradient(net, objective, batch, chosen, share)
 
-    results = [found(ClippedObjective, (config,), rows, backward, native=n) for n in (True, False)]
+    results = [found(ClippedObjective, config, rows, backward, native=n) for n in (True, False)]
     assert_same(*results)
     weight = len(chosen[share]) / len(chosen)
     assert 0.2 < results[0][0]["train/clip_fraction"] / weight < 0.98
@@ -152,31 +149,29 @@ def test_impalas_loss_and_gradient_are_those_of_the_definition(threads, pieces, 
     # Breaks when: a clip, a trace, what follows an episode's end, the bootstrap, a term, its weight
     # or that of a piece, or a thread's share is wrong.
     torch.set_num_threads(threads)
-    training = dataclasses.replace(TrainingConfig(), gamma=0.97)
     share = slice(2, 9)
 
-    def backward(objective, batch):
-        objective.piece = lambda batch: math.ceil((share.stop - share.start) / pieces)
-        return backward_of(objective, batch, share)
+    def backward(net, objective, batch):
+        objective.microbatch_size = lambda: math.ceil((share.stop - share.start) / pieces)
+        return backward_of(net, objective, batch, share)
 
-    config = impala_config(settings)
+    config = impala_config(settings, training__gamma=0.97)
     results = [
-        found(VTraceObjective, (config, training), random_trajectory(), backward, native=native)
+        found(VTraceObjective, config, random_trajectory(), backward, native=native)
         for native in (True, False)
     ]
     assert_same(*results)
     assert results[0][1].any() and results[0][2].any()
 
 
-def backward_of(objective, trajectory, share=slice(None)):
+def backward_of(net, objective, trajectory, share=slice(None)):
     batch = objective.batch(trajectory, {"rewards": trajectory.rewards})
-    return objective.backward(batch, torch.arange(UNROLLS), share)
+    return add_gradient(net, objective, batch, torch.arange(UNROLLS), share)
 
 
-def impala_config(settings):
-    return dataclasses.replace(
-        ImpalaConfig(), unroll_length=STEPS, entropy_coef=0.3, value_coef=0.7, **settings
-    )
+def impala_config(settings, **changes):
+    settings = {"unroll_length": STEPS, "entropy_coef": 0.3, "value_coef": 0.7, **settings}
+    return resolved(**{f"impala__{name}": value for name, value in settings.items()}, **changes)
 
 
 @pytest.mark.parametrize(
@@ -196,8 +191,10 @@ def test_what_is_not_a_number_shows_in_ppos_loss(of, where):
     tensor = getattr(net if of == "network" else batch, where)
     with torch.no_grad():
         tensor[5] = float("nan")
-    config = dataclasses.replace(TrainingConfig(), normalise_advantages=False)
-    metrics = ClippedObjective(net, config).backward(batch, torch.arange(len(batch.obs)))
+    objective = ClippedObjective(
+        Categorical(ACTIONS), resolved(training__normalise_advantages=False)
+    )
+    metrics = add_gradient(net, objective, batch, torch.arange(len(batch.obs)))
     assert math.isnan(metrics["train/loss"])
 
 
@@ -210,33 +207,34 @@ def test_what_is_not_a_number_shows_in_impalas_loss(where):
     getattr(batch, where)[3, 4] = -1 if where == "actions" else float("nan")
     net = Outputs((STEPS + 1) * UNROLLS, native=True, dtype=torch.float32)
     config = impala_config({"clip_range": 0.2, "clip_value_loss": True})
-    objective = VTraceObjective(net, config, TrainingConfig())
-    assert math.isnan(backward_of(objective, batch)["train/loss"])
+    objective = VTraceObjective(Categorical(ACTIONS), config)
+    assert math.isnan(backward_of(net, objective, batch)["train/loss"])
 
 
 @pytest.mark.parametrize("algorithm", ["ppo", "impala"])
 def test_what_was_made_ready_for_one_batch_is_not_taken_for_another(algorithm):
     # Breaks when: a loss goes on reading the batch before, or what it read of this one before.
-    config = dataclasses.replace(TrainingConfig(), normalise_advantages=False)
-    impala = impala_config({"clip_range": 0.2, "clip_value_loss": True})
+    config = impala_config(
+        {"clip_range": 0.2, "clip_value_loss": True}, training__normalise_advantages=False
+    )
 
     def make():
         steps = STEPS if algorithm == "ppo" else STEPS + 1
         net = Outputs(steps * UNROLLS, native=True, dtype=torch.float32)
-        if algorithm == "ppo":
-            return ClippedObjective(net, config)
-        return VTraceObjective(net, impala, config)
+        kind = ClippedObjective if algorithm == "ppo" else VTraceObjective
+        return net, kind(Categorical(ACTIONS), config)
 
-    def batch_of(objective, scale):
+    def batch_of(made, scale):
         trajectory = random_trajectory()
         rewards = scale * trajectory.rewards
         prepared = {"rewards": rewards, "advantages": rewards.view(-1), "returns": rewards.view(-1)}
-        return objective.batch(trajectory, prepared), rewards
+        return made[1].batch(trajectory, prepared), rewards
 
-    def gradient(objective, batch):
-        objective.net.policy.grad = objective.net.values.grad = None
-        objective.backward(batch, torch.arange(UNROLLS))
-        return torch.cat([objective.net.policy.grad.flatten(), objective.net.values.grad])
+    def gradient(made, batch):
+        net, objective = made
+        net.policy.grad = net.values.grad = None
+        add_gradient(net, objective, batch, torch.arange(UNROLLS))
+        return torch.cat([net.policy.grad.flatten(), net.values.grad])
 
     kept, gradients = make(), []
     for scale in (1.0, 3.0):
@@ -257,18 +255,19 @@ def test_a_network_takes_the_same_step_natively(algorithm):
     moments = []  # after one step, a tenth of the gradient as it was clipped
     for kernels in ("torch", "native"):
         torch.manual_seed(0)
-        net = ActorCritic(Box(0, 255, (64, 64, 3), np.uint8), Discrete(ACTIONS), kernels=kernels)
-        assert net.learns_natively == (kernels == "native")
+        net = ActorCritic(Box(0, 255, (64, 64, 3), np.uint8), Discrete(ACTIONS))
+        executor = make_executor(net, kernels)
+        assert executor.is_native == (kernels == "native")
         batch = random_trajectory()
         generator = torch.Generator().manual_seed(3)
         batch.obs = torch.randint(
             0, 256, (STEPS + 1, UNROLLS, 64, 64, 3), dtype=torch.uint8, generator=generator
         )
-        config = dataclasses.replace(TrainingConfig(), batch_size=STEPS * UNROLLS, n_epochs=1)
-        impala = impala_config({"clip_range": 0.2, "clip_value_loss": True})
-        agent = (
-            PPO(net, config, seed=0) if algorithm == "ppo" else IMPALA(net, impala, config, seed=0)
-        )
+        config = impala_config(
+            {"clip_range": 0.2, "clip_value_loss": True}, training__batch_size=STEPS * UNROLLS,
+            training__n_epochs=1,
+        )  # fmt: skip
+        agent = (PPO if algorithm == "ppo" else IMPALA)(executor, config)
         agent.update(batch, progress=0.0)
         moments.append(agent.optimiser.state["first_moments"])
     for theirs, ours in zip(*moments, strict=True):

@@ -9,7 +9,7 @@ import torch
 
 from rl_bench.native import library, stepping
 
-pytestmark = pytest.mark.skipif(library.why_missing() is not None, reason="no compiler")
+pytestmark = pytest.mark.skipif(library.why_unavailable() is not None, reason="no compiler")
 FUNCTION = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
 
@@ -29,7 +29,7 @@ def test_every_environment_acts_and_observes_once(threads):
     torch.set_num_threads(threads)
     addresses = [ctypes.cast(f, ctypes.c_void_p).value for f in (act, observe)]
     handles = list(range(1, 25))
-    stepping.made_ready(act=addresses[0], observe=addresses[1], handles=handles)()
+    stepping.prepare_step(act=addresses[0], observe=addresses[1], handles=handles)()
 
     by_handle = {h: [(name, thread) for name, of, thread in calls if of == h] for h in handles}
     assert len(calls) == 2 * len(handles)

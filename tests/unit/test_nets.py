@@ -9,14 +9,12 @@ import torch.nn.functional as F
 from gymnasium.spaces import Box, Dict, Discrete, MultiBinary
 
 from rl_bench.errors import ConfigError
-from rl_bench.nets.actor_critic import (
-    ActorCritic,
-    ImpalaEncoder,
-    MlpEncoder,
-    NatureEncoder,
-)
+from rl_bench.nets.actor_critic import ActorCritic
+from rl_bench.nets.distributions import Categorical, DiagonalGaussian
+from rl_bench.nets.encoders import ImpalaEncoder, MlpEncoder, NatureEncoder
+from rl_bench.nets.executor import make_executor
 from rl_bench.nets.heads import CategoricalHead, GaussianHead
-from rl_bench.nets.layers import PixelConv, can_pack, packable
+from rl_bench.nets.layers import PixelConv, can_pack, layers_of
 
 FRAMES = Box(0, 255, (64, 64, 3), np.uint8)
 
@@ -125,45 +123,47 @@ def test_bf16_is_fp32_within_its_precision(encoder):
 def test_acting_copy_gives_the_learners_numbers_and_follows_its_weights():
     torch.manual_seed(0)
     net = ActorCritic(FRAMES, Discrete(15), precision="bf16")
-    acting = net.acting_copy()
+    acting = make_executor(net).acting_copy()
     frames = random_frames(4)
-    assert acting.encoder.dense.weight.dtype == torch.bfloat16
+    assert acting.net.encoder.dense.weight.dtype == torch.bfloat16
     with torch.no_grad():
-        first_layers = [n.encoder.conv1(frames, torch.bfloat16) for n in (acting, net)]
+        first_layers = [n.encoder.conv1(frames, torch.bfloat16) for n in (acting.net, net)]
     assert torch.equal(*first_layers), "rounding 1/255 into rounded weights would differ"
-    torch.testing.assert_close(acting(frames)[0], net(frames)[0].detach(), rtol=0, atol=1e-3)
     with torch.no_grad():
+        torch.testing.assert_close(acting.forward(frames)[0], net(frames)[0], rtol=0, atol=1e-3)
         for p in net.parameters():
             p.add_(0.01)
-    before = acting(frames)[1]
-    acting.load_weights(net.state_dict())
-    assert not torch.equal(acting(frames)[1], before)
-    torch.testing.assert_close(acting(frames)[1], net(frames)[1].detach(), rtol=0.02, atol=0.02)
+        before = acting.forward(frames)[1]
+        acting.load_weights(net.state_dict())
+        after = acting.forward(frames)[1]
+        assert not torch.equal(after, before)
+        torch.testing.assert_close(after, net(frames)[1], rtol=0.02, atol=0.02)
 
 
 def test_categorical_sampling_has_the_policys_frequencies():
-    head = CategoricalHead(2, 3)
+    policy = Categorical(3)
     log_probs = torch.tensor([0.2, 0.5, 0.3]).log().expand(30_000, 3)
     generator = torch.Generator().manual_seed(0)
-    actions = head.sample(log_probs, head.draw_noise((30_000,), generator))
+    actions = policy.sample(log_probs, policy.draw_noise((30_000,), generator))
     frequencies = actions.bincount(minlength=3) / 30_000
     torch.testing.assert_close(frequencies, torch.tensor([0.2, 0.5, 0.3]), rtol=0, atol=0.01)
-    assert head.mode(log_probs[:1]).item() == 1
+    assert policy.mode(log_probs[:1]).item() == 1
 
 
-def test_heads_agree_with_torch_distributions():
+def test_distributions_agree_with_those_of_torch():
     torch.manual_seed(0)
-    categorical, gaussian = CategoricalHead(4, 5), GaussianHead(4, 2)
+    categorical, gaussian = Categorical(5), DiagonalGaussian(2)
+    heads = CategoricalHead(4, categorical), GaussianHead(4, gaussian)
     features = torch.randn(6, 4)
-    policy = categorical(features)
+    policy = heads[0](features)
     reference = torch.distributions.Categorical(logits=policy)
     actions = torch.arange(6) % 5
     torch.testing.assert_close(categorical.log_prob(policy, actions), reference.log_prob(actions))
     torch.testing.assert_close(categorical.entropy(policy), reference.entropy())
 
-    gaussian.log_std.data = torch.tensor([0.3, -0.7])
-    policy = gaussian(features)
-    means, stds = gaussian.dense(features), torch.tensor([0.3, -0.7]).exp().expand(6, 2)
+    heads[1].log_std.data = torch.tensor([0.3, -0.7])
+    policy = heads[1](features)
+    means, stds = heads[1].dense(features), torch.tensor([0.3, -0.7]).exp().expand(6, 2)
     reference = torch.distributions.Independent(torch.distributions.Normal(means, stds), 1)
     actions = torch.randn(6, 2)
     torch.testing.assert_close(gaussian.log_prob(policy, actions), reference.log_prob(actions))
@@ -186,27 +186,27 @@ def test_orthogonal_initialisation():
 def test_packed_layers_act_as_the_others(encoder):
     # Breaks when: a packed layer leaves out its ReLU or bias, or keeps the weights of before.
     nets = [ActorCritic(FRAMES, Discrete(15), encoder=encoder, precision="bf16") for _ in range(2)]
-    policy, plain = nets[0].acting_copy(), nets[0].acting_copy()
-    for layer in packable(plain):
+    policy, plain = (make_executor(nets[0]).acting_copy() for _ in range(2))
+    for layer in layers_of(plain.net):
         layer.packs = False
-    assert any(layer.packs for layer in packable(policy))
+    assert any(layer.packs for layer in layers_of(policy.net))
     with torch.inference_mode():
         for net in nets:
             for acting in (policy, plain):
                 acting.load_weights(net.state_dict())
             for n in (32, 7, 33):
-                for ours, theirs in zip(
-                    policy(random_frames(n)), plain(random_frames(n)), strict=True
-                ):
+                frames = random_frames(n)
+                for ours, theirs in zip(policy.forward(frames), plain.forward(frames), strict=True):
                     torch.testing.assert_close(ours, theirs, rtol=1e-2, atol=1e-2)
-    logits = [acting(random_frames(8))[0] for acting in (policy, nets[0].acting_copy())]
+        fresh = make_executor(nets[0]).acting_copy()
+        logits = [acting.forward(random_frames(8))[0] for acting in (policy, fresh)]
     assert not torch.allclose(*logits), "these are the weights of the second one"
 
 
 def test_only_images_in_bf16_are_packed():
     vectors = ActorCritic(Box(-1, 1, (3,), np.float32), Discrete(2), precision="bf16")
     for net in (vectors, ActorCritic(FRAMES, Discrete(15), precision="fp32")):
-        assert not any(layer.packs for layer in packable(net.acting_copy()))
+        assert not any(layer.packs for layer in layers_of(make_executor(net).acting_copy().net))
 
 
 @pytest.mark.parametrize(("width", "wide"), [(64, True), (84, True), (66, False)])
@@ -226,3 +226,22 @@ def test_pixels_beside_each_other_may_be_channels(width, wide):
         (out * torch.arange(32.0).view(32, 1, 1)).sum().backward()
         weights.append(layer.weight.grad.clone())
     torch.testing.assert_close(*weights, rtol=1e-4, atol=1e-2)
+
+
+def test_observations_are_normalised_by_statistics_that_the_learner_moves_on():
+    # Breaks when: moments are merged wrongly, or an acting copy keeps those of before.
+    torch.manual_seed(0)
+    net = ActorCritic(Box(-9, 9, (3,), np.float32), Discrete(2), normalise_observations=True)
+    acting = make_executor(net).acting_copy()
+    every = torch.randn(1000, 3) * torch.tensor([1.0, 5.0, 0.1]) + torch.tensor([0.0, 3.0, -2.0])
+    assert torch.equal(net.normaliser(every[:5]), every[:5]), "nothing was seen yet"
+    for part in every.split([1, 299, 700]):
+        net.normaliser.update(part)
+    normalised = net.normaliser(every)
+    torch.testing.assert_close(normalised.mean(0), torch.zeros(3), rtol=0, atol=1e-4)
+    torch.testing.assert_close(normalised.std(0, correction=0), torch.ones(3), rtol=0, atol=1e-3)
+    assert net.normaliser(torch.full((1, 3), 1e9)).max() == 10.0
+    with torch.no_grad():
+        assert not torch.allclose(acting.forward(every)[1], net(every)[1])
+        acting.load_weights(net.state_dict())
+        torch.testing.assert_close(acting.forward(every)[1], net(every)[1])

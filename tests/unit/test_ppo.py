@@ -8,11 +8,14 @@ import pytest
 import torch
 from gymnasium.spaces import Box, Discrete
 
-from rl_bench.agents.ppo import PPO, Batch, ClippedObjective, Rows
-from rl_bench.config.schema import TrainingConfig
+from rl_bench.agents.batches import Batch, Rows
+from rl_bench.agents.gradient import add_gradient
+from rl_bench.agents.ppo import PPO, ClippedObjective
 from rl_bench.errors import TrainingError
 from rl_bench.nets.actor_critic import ActorCritic
+from rl_bench.nets.executor import make_executor
 from rl_bench.types import Trajectory
+from tests.configs import resolved
 
 SPACE = Box(-1, 1, (2,), np.float32)
 
@@ -20,8 +23,12 @@ SPACE = Box(-1, 1, (2,), np.float32)
 def make_agent(**changes):
     torch.manual_seed(0)
     settings = {"batch_size": 4, "n_epochs": 3, "normalise_rewards": False, **changes}
-    net = ActorCritic(SPACE, Discrete(2))
-    return PPO(net, TrainingConfig(**settings), seed=0)
+    executor = make_executor(ActorCritic(SPACE, Discrete(2)))
+    return PPO(executor, config_of(settings))
+
+
+def config_of(training):
+    return resolved(env__seed=0, **{f"training__{key}": value for key, value in training.items()})
 
 
 def make_trajectory(n_steps=8, num_envs=2):
@@ -62,8 +69,9 @@ def test_loss_and_gradient_by_hand():
         advantages=torch.tensor([2.0]),
         returns=torch.tensor([3.0]),
     )
-    objective = ClippedObjective(net, agent.config)
-    losses = objective.losses(Rows(batch, torch.arange(1)))
+    objective = ClippedObjective(net.distribution, agent.config)
+    every = Rows(batch, torch.arange(1))
+    losses = objective.losses(every, *agent.executor.forward(every.obs, every.indices))
     entropy = math.log(4) - 0.75 * math.log(3)
     assert losses["train/policy_loss"].item() == pytest.approx(-3.0)
     assert losses["train/value_loss"].item() == pytest.approx(2.0)
@@ -71,7 +79,8 @@ def test_loss_and_gradient_by_hand():
     assert losses["train/loss"].item() == pytest.approx(-3.0 + 0.5 * 2.0 - 0.1 * entropy)
     assert losses["train/clip_fraction"].item() == 0.0
     assert losses["train/approx_kl"].item() == pytest.approx(0.5 - math.log(1.5))
-    losses["train/loss"].backward()
+    metrics = add_gradient(agent.executor, objective, batch, every.indices)
+    assert metrics == pytest.approx({name: loss.item() for name, loss in losses.items()})
     by_w = -0.75 + 0.1 * (3 / 16) * math.log(3)
     torch.testing.assert_close(net.head.dense.bias.grad, torch.tensor([by_w, -by_w]))
     torch.testing.assert_close(net.value.bias.grad, torch.tensor([-1.0]))
@@ -88,12 +97,16 @@ def test_each_epoch_visits_every_row_once_in_a_new_order():
 def test_update_improves_its_objective_and_reports_every_metric():
     agent = make_agent(learning_rate=0.01)
     trajectory = make_trajectory()
-    objective = ClippedObjective(agent.net, agent.config)
+    objective = ClippedObjective(agent.net.distribution, agent.config)
     batch = objective.batch(trajectory, agent.prepare(trajectory, trajectory.rewards))
     every = Rows(batch, torch.arange(16))
-    before = objective.losses(every)["train/loss"].item()
+
+    def loss():
+        return objective.losses(every, *agent.executor.forward(every.obs))["train/loss"].item()
+
+    before = loss()
     metrics = agent.update(trajectory, progress=0.0)
-    assert objective.losses(every)["train/loss"].item() < before
+    assert loss() < before
     assert set(metrics) >= {
         "train/policy_loss", "train/value_loss", "train/entropy_loss", "train/approx_kl",
         "train/clip_fraction", "train/explained_variance", "train/learning_rate",
@@ -143,12 +156,12 @@ def test_state_round_trip_continues_exactly():
 
 def test_advantages_without_a_signal_stay_small():
     # Breaks when: noise of the value function is normalised to the size of a signal.
-    net = make_agent().net
+    executor = make_agent().executor
+    net = executor.net
     gradients = []
     for floor in (0.5, 0.0):
-        objective = ClippedObjective(
-            net, TrainingConfig(advantage_floor=floor, vf_coef=0.0, ent_coef=0.0)
-        )
+        config = config_of({"advantage_floor": floor, "vf_coef": 0.0, "ent_coef": 0.0})
+        objective = ClippedObjective(net.distribution, config)
         noise = torch.tensor([0.02, -0.01, 0.01, -0.02])
         batch = Batch(
             obs=torch.randn(4, 2, generator=torch.Generator().manual_seed(0)),
@@ -159,6 +172,6 @@ def test_advantages_without_a_signal_stay_small():
             returns=torch.zeros(4),
         )
         net.zero_grad()
-        objective.backward(batch, torch.arange(4))
+        add_gradient(executor, objective, batch, torch.arange(4))
         gradients.append(net.head.dense.weight.grad.norm().item())
     assert gradients[0] / gradients[1] == pytest.approx(noise.std().item() / 0.5, rel=1e-3)

@@ -6,11 +6,14 @@ import pytest
 import torch
 
 from rl_bench.config.schema import EnvConfig
-from rl_bench.envs import check_env, make_vector_env
+from rl_bench.envs import find_env, make_vector_env
 from rl_bench.errors import ConfigError, WorkerError
 from rl_bench.nets.actor_critic import ActorCritic
+from rl_bench.nets.executor import make_executor
+from rl_bench.rollout.blocks import SharedBlocks
+from rl_bench.rollout.weights import SharedWeights
 from rl_bench.rollout.worker import RolloutWorker
-from rl_bench.rollout.worker_service import PublishedWeights
+from rl_bench.rollout.worker_service import RolloutService
 from rl_bench.system import memory
 from rl_bench.types import Trajectory
 from rl_bench.workers.shared_memory import SharedTensors
@@ -47,8 +50,9 @@ def test_it_has_no_name_and_its_descriptor_can_be_given_up():
 
 
 def test_too_little_memory_is_said_before_it_is_touched(monkeypatch):
-    frames, actions = check_env(EnvConfig())
-    rollout = Trajectory.allocate(128, 32, frames, actions, device="meta")
+    env = find_env(EnvConfig())
+    spaces = env.observation_space, env.action_space
+    rollout = Trajectory.allocate(128, 32, *spaces, device="meta")
     monkeypatch.setattr(memory, "available_memory", lambda: 10e6)
     message = r"51 MB of shared memory are needed and 10 MB are available.*; lower --num-envs"
     with pytest.raises(ConfigError, match=message):
@@ -66,45 +70,51 @@ def test_available_memory_follows_the_control_group(tmp_path, monkeypatch):
     assert memory.available_memory() > 1_000_000
 
 
-def make_worker():
+def make_service():
     env = make_vector_env(EnvConfig(name="toy-counting"), 2, seed=0)
     torch.manual_seed(0)
-    policy = ActorCritic(env.observation_space, env.action_space).acting_copy()
-    return RolloutWorker(env, policy, n_steps=3, seed=0)
+    policy = make_executor(ActorCritic(env.observation_space, env.action_space)).acting_copy()
+    worker = RolloutWorker(env, policy, n_steps=3, seed=0)
+    weights = SharedWeights(policy.net.state_dict())
+    block = Trajectory.allocate(3, 2, env.observation_space, env.action_space)
+    blocks = SharedBlocks([SharedTensors.like(block.tensors())], 1)
+    return RolloutService(worker, 0, blocks, weights)
+
+
+def weights_of(service):
+    return service.worker.policy.net.state_dict()
 
 
 def test_published_weights_arrive_with_their_version():
-    worker = make_worker()
-    weights = {name: torch.full_like(w, 3.0) for name, w in worker.policy.state_dict().items()}
-    published = PublishedWeights(worker.policy.state_dict())
-    published.publish(weights, version=5)
-    published.load_into(worker, version=5)
-    assert worker.version == 5
-    assert all(bool((w == 3.0).all()) for w in worker.policy.state_dict().values())
+    service = make_service()
+    weights = {name: torch.full_like(w, 3.0) for name, w in weights_of(service).items()}
+    service.weights.publish(weights, version=5)
+    assert service.collect(5, 0).version == 5
+    assert service.worker.version == 5
+    assert all(bool((w == 3.0).all()) for w in weights_of(service).values())
 
 
 @pytest.mark.parametrize("published", [[], [4], [5, 7, 9]])
 def test_weights_of_another_version_are_refused(published):
     # Breaks when: a reader takes whatever lies in the set, whole or not.
-    worker = make_worker()
-    weights = PublishedWeights(worker.policy.state_dict())
+    service = make_service()
     for version in published:
-        weights.publish(worker.policy.state_dict(), version=version)
+        service.weights.publish(weights_of(service), version=version)
     with pytest.raises(WorkerError, match="version 5 are not there, or not whole"):
-        weights.load_into(worker, version=5)
+        service.collect(5, 0)
 
 
 def test_weights_that_change_while_they_are_read_are_refused(monkeypatch):
-    worker = make_worker()
-    weights = PublishedWeights(worker.policy.state_dict())
-    weights.publish(worker.policy.state_dict(), version=5)
-    load = worker.policy.load_weights
+    service = make_service()
+    service.weights.publish(weights_of(service), version=5)
+    load = service.worker.policy.load_weights
 
     def load_while_the_next_but_one_is_written(source):
         load(source)
         for version in (7, 9):
-            weights.publish(worker.policy.state_dict(), version=version)
+            service.weights.publish(weights_of(service), version=version)
 
-    monkeypatch.setattr(worker.policy, "load_weights", load_while_the_next_but_one_is_written)
+    policy = service.worker.policy
+    monkeypatch.setattr(policy, "load_weights", load_while_the_next_but_one_is_written)
     with pytest.raises(WorkerError, match="are not there, or not whole"):
-        weights.load_into(worker, version=5)
+        service.collect(5, 0)

@@ -8,6 +8,7 @@ from rl_bench.config.schema import EnvConfig
 from rl_bench.envs import make_vector_env
 from rl_bench.errors import TrainingError, WorkerError
 from rl_bench.nets.actor_critic import ActorCritic
+from rl_bench.nets.executor import make_executor
 from rl_bench.rollout.sequential import SequentialSource
 from rl_bench.rollout.worker import RolloutWorker, WorkerSeeds
 
@@ -18,7 +19,8 @@ def make_worker(name, num_envs, *, index=0, seed=0, n_steps=STEPS):
     seeds = WorkerSeeds.of(seed, index)
     env = make_vector_env(EnvConfig(name=name), num_envs, seed=seeds.env)
     torch.manual_seed(0)
-    policy = ActorCritic(env.observation_space, env.action_space).acting_copy()
+    net = ActorCritic(env.observation_space, env.action_space)
+    policy = make_executor(net).acting_copy()
     return RolloutWorker(env, policy, n_steps=n_steps, seed=seeds.sampling, description=name)
 
 
@@ -66,15 +68,16 @@ def test_truncated_steps_carry_the_value_of_the_final_observation():
     t, b = (int(i) for i in truncated.nonzero()[0])
     stream = trajectory.obs[t, b, 0]
     final_obs = torch.stack([stream, trajectory.obs[t, b, 1] + 1, trajectory.obs[t, b, 2] + 1])
-    expected = worker.policy(final_obs[None])[1][0]
+    expected = worker.policy.forward(final_obs[None])[1][0]
     torch.testing.assert_close(trajectory.final_values[t, b], expected)
 
 
 def test_log_probs_and_values_are_those_of_the_acting_policy():
     worker = make_worker("toy-counting", 3)
     trajectory = SequentialSource([worker]).next_batch()
-    policy, values = worker.policy(trajectory.obs.flatten(0, 1))
-    log_probs = worker.policy.head.log_prob(policy[: STEPS * 3], trajectory.actions.flatten())
+    policy, values = worker.policy.forward(trajectory.obs.flatten(0, 1))
+    distribution = worker.policy.net.distribution
+    log_probs = distribution.log_prob(policy[: STEPS * 3], trajectory.actions.flatten())
     torch.testing.assert_close(trajectory.behaviour_log_probs.flatten(), log_probs)
     torch.testing.assert_close(trajectory.behaviour_values.flatten(), values)
 

@@ -1,0 +1,76 @@
+"""Where runs begin: with the weights of another one, and with settings that can be looked at."""
+
+import json
+
+import pytest
+
+from rl_bench.training import checkpoint
+
+
+@pytest.mark.parametrize("entry", ["train_ppo_sequential.py", "train_a2c_parallel.py"])
+def test_a_run_begins_with_the_weights_of_another(script, entry):
+    # Breaks when: weights, or statistics of rewards and observations, are not taken over, or
+    # counters and optimiser are.
+    flags = ("--env", "toy-counting", "--num-envs", "4", "--n-steps", "16", "--num-threads", "2")
+    scaled = ("--set", "training.normalise_rewards=true")
+    first = script("train_ppo_sequential.py", *flags, *scaled, "--total-timesteps", "1280",
+                   "--output-dir", "first")  # fmt: skip
+    assert first.returncode == 0, first.stderr
+    done = script(
+        entry, *flags, *scaled, "--env", "toy-nan", "--total-timesteps", "64",
+        "--learning-rate", "1e-12", "--init-from", "first", "--output-dir", "second",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "Weights taken from" in done.stdout and "at 1,280 timesteps" in done.stdout
+    before, after = (load(script.directory / name) for name in ("first", "second"))
+    assert after["timesteps"] == 64
+    for name, weight in before["agent"]["net"].items():
+        if name.startswith("normaliser"):
+            continue
+        assert (after["agent"]["net"][name] - weight).abs().max() < 1e-6, name
+    count = {k: s["agent"]["net"]["normaliser.count"].item() for k, s in
+             (("before", before), ("after", after))}  # fmt: skip
+    assert count == {"before": 1280.0, "after": 1344.0}
+    assert after["agent"]["reward_scaler"]["count"] == pytest.approx(1344, abs=1)
+
+
+def load(directory):
+    (path,) = (directory / "checkpoints").glob("*_final.pt")
+    return checkpoint.read(path)
+
+
+def test_weights_of_another_network_are_refused(script):
+    flags = ("--num-envs", "4", "--n-steps", "16", "--num-threads", "1", "--total-timesteps", "64")
+    script("train_ppo_sequential.py", "--env", "toy-counting", *flags, "--output-dir", "first")
+    done = script("train_ppo_sequential.py", "--env", "toy-identity", *flags,
+                  "--init-from", "first", "--output-dir", "second")  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: --init-from: the environment differs; observations:")
+    assert len(done.stderr.splitlines()) == 1
+    missing = script("train_ppo_sequential.py", "--env", "toy-counting", *flags,
+                     "--init-from", "nowhere.pt", "--output-dir", "third")  # fmt: skip
+    assert missing.returncode == 2 and "nowhere.pt" in missing.stderr
+
+
+def test_the_configuration_is_printed_with_where_it_comes_from(script):
+    (script.directory / "given.yaml").write_text("training: {n_steps: 32}\n")
+    flags = ("--env", "toy-identity", "--config", "given.yaml", "--set", "training.gamma=0.9")
+    done = script("train_a2c_sequential.py", *flags, "--print-config", "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    expected = {
+        "env.name": ("toy-identity", "--env"), "training.n_steps": (32, "given.yaml"),
+        "training.gamma": (0.9, "--set"), "training.learning_rate": (1e-3, "default of A2C"),
+        "training.batch_size": (32 * 32, "auto, chosen here"), "env.seed": (42, "default"),
+    }  # fmt: skip
+    for name, (value, origin) in expected.items():
+        assert found[name] == {"value": value, "origin": origin}
+    assert not list(script.directory.glob("*/")), "nothing is made"
+    printed = script("train_a2c_sequential.py", *flags, "--print-config").stdout
+    (script.directory / "printed.yaml").write_text(printed)
+    again = script(
+        "train_a2c_sequential.py", "--config", "printed.yaml", "--print-config", "--json"
+    )
+    assert {k: v["value"] for k, v in json.loads(again.stdout).items()} == {
+        k: v["value"] for k, v in found.items()
+    }
