@@ -110,6 +110,9 @@ def training_parser(mode: Mode) -> OneLineParser:
         help="go on from the newest checkpoint of the output directory, or from PATH",
     )
     group.add_argument(
+        "--overwrite", action="store_true", help="delete an earlier run in the output directory"
+    )
+    parser.add_argument(
         "--init-from",
         metavar="CHECKPOINT",
         type=Path,
@@ -122,9 +125,6 @@ def training_parser(mode: Mode) -> OneLineParser:
         help="print every setting as this run would have it, with where it comes from, and end",
     )
     parser.add_argument("--json", action="store_true", help="with --print-config: as JSON")
-    parser.add_argument(
-        "--overwrite", action="store_true", help="delete an earlier run in the output directory"
-    )
     return parser
 
 
@@ -198,6 +198,8 @@ def _train(mode: Mode, guard: SignalGuard, argv: list[str], started: float) -> i
         settings = Layer(settings.source, values, settings.origins)
     if not arguments.resume and not arguments.print_config:  # whose checkpoint knows the rest
         begin_to_load(mode, build_config(settings).env.name)
+    if arguments.init_from and arguments.resume:
+        raise ConfigError("--init-from: a resumed run has weights of its own; leave one flag out")
     if arguments.json and not arguments.print_config:
         raise ConfigError("--json: goes with --print-config; results are written as JSON anyway")
     with guard.importing():  # torch and all that, after the cheap checks

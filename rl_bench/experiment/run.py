@@ -186,7 +186,7 @@ class Run:
     def _failed(self, error: Exception) -> RlBenchError:
         """Save what was learned, write results and traceback; return what to tell the user."""
         logger.debug("the run failed", exc_info=error)
-        if self.saver is not None:
+        if self.saver is not None and not isinstance(error, StorageError):  # that would fail again
             self.saver.save_after_failure()
         self._write_results_if_open("failed", f"{type(error).__name__}: {error}")
         if isinstance(error, RlBenchError):

@@ -98,6 +98,8 @@ class WorkerGroup:
             try:
                 replies.append(self.next_collected())
             except RlBenchError as error:
+                if error.worker is None:
+                    raise  # nobody has answered: waiting on would be for ever
                 logger.debug("while the others finished: %s", error)
         return replies
 
