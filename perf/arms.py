@@ -111,8 +111,10 @@ ARMS: dict[str, Arm] = {
 }
 
 
-def run(arm: Arm, seconds: float) -> Measurement:
+def run(arm: Arm, seconds: float, *, root: Path = ROOT) -> Measurement:
     """Train for `seconds` of wall clock; set-up is outside of the window.
+
+    Scripts of ours are those of the checkout `root`.
 
     Raises: CalledProcessError; TimeoutExpired after ten times as long and five minutes.
     """
@@ -123,7 +125,7 @@ def run(arm: Arm, seconds: float) -> Measurement:
         return _run_peer(script, flags, seconds, environment, limit)
     with tempfile.TemporaryDirectory() as directory:
         command = [
-            sys.executable, str(ROOT / script), "--duration", str(seconds / 3600),
+            sys.executable, str(root / script), "--duration", str(seconds / 3600),
             "--output-dir", directory, "--seed", "1", *flags,
         ]  # fmt: skip
         subprocess.run(

@@ -17,13 +17,16 @@ sys.path.insert(0, str(ROOT))
 from perf.arms import ARMS  # noqa: E402
 
 # Of Okabe and Ito's palette; the greys of peers differ in lightness from both.
-COLOURS = {"ppo": "#0072B2", "impala": "#D55E00", "peer": "#BBBBBB"}
+COLOURS = {
+    "ppo": "#0072B2", "impala": "#D55E00", "a2c": "#009E73", "a3c": "#CC79A7", "peer": "#BBBBBB",
+}  # fmt: skip
 GROUPS = {
     "four passes over each rollout": (
         "ppo-sequential", "ppo-parallel", "sb3", "sf-sync-4", "sf-async-4", "rllib-ppo",
     ),
     "one pass over each rollout": (
-        "impala-sequential", "impala-parallel", "sf-async-1", "sf-async-1-stock", "rllib-impala",
+        "impala-sequential", "impala-parallel", "a2c-sequential", "a2c-parallel", "a3c-parallel",
+        "sf-async-1", "sf-async-1-stock", "rllib-impala",
     ),
 }  # fmt: skip
 BAR = 0.34  # inches

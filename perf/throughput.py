@@ -1,6 +1,6 @@
 """Throughput of whole runs, interleaved A B A B: medians, spread and ratios of medians.
 
-Without `--arms` it measures the suite: our four arms, the libraries that one would pick instead,
+Without `--arms` it measures the suite: our arms, the libraries that one would pick instead,
 and what our layers and the number of environments change; more than an hour. Arms that fail
 are named and left out. Run it on an otherwise idle machine:
 
@@ -29,6 +29,7 @@ from rl_bench.system import host  # noqa: E402
 
 SUITE = (
     "ppo-sequential", "ppo-parallel", "impala-sequential", "impala-parallel",
+    "a2c-sequential", "a2c-parallel", "a3c-parallel",
     "sb3", "sf-sync-4", "sf-async-4", "sf-async-1", "sf-async-1-stock", "rllib-ppo", "rllib-impala",
     "impala-encoder", "impala-encoder-plain", "ppo-sequential-avx2", "sb3-avx2",
     "ppo-sequential-torch", "ppo-sequential-fp32",
