@@ -1,3 +1,3 @@
-"""CPU-first training and comparison of PPO and IMPALA, sequential and parallel."""
+"""Trains agents on CPUs, sequentially or in parallel, and compares the runs."""
 
 __version__ = "0.1.0"

@@ -49,6 +49,8 @@ def page() -> Iterator[str]:
     flags = flags_by_setting()
     for section, cls in SECTIONS.items():
         yield from ("", f"## {section}", "")
+        if not (cls.__doc__ or "").startswith(f"{cls.__name__}("):  # what dataclasses write
+            yield from (*(cls.__doc__ or "").splitlines(), "")
         yield from ("| setting | type | default | flag | meaning |", "|---|---|---|---|---|")
         hints = typing.get_type_hints(cls)
         for name, field in settings.items():

@@ -13,8 +13,10 @@ from tests.conftest import SMALL, read_json, read_lines
 from tests.process.test_resume import CONSTANT, assert_same, learned, wait_for
 
 SCRIPT = "train_ppo_parallel.py"
-# Both ways of collecting with workers: in lock-step, and ahead of the learner.
-SCRIPTS = {"ppo": SCRIPT, "impala": "train_impala_parallel.py"}
+# All ways of collecting with workers: in lock-step, ahead of the learner, and with gradients.
+SCRIPTS = {
+    "ppo": SCRIPT, "impala": "train_impala_parallel.py", "a3c": "train_a3c_parallel.py",
+}  # fmt: skip
 FLAGS = (*SMALL, *CONSTANT, "--num-workers", "2", "--output-dir", "out", "--save-interval", "0")
 FOREVER = ("--total-timesteps", "1000000000")
 ENVS = ("toy-counting", "coinrun")
@@ -61,9 +63,11 @@ def checkpoints_of(script, algorithm="ppo"):
 def flags_for(algorithm):
     if algorithm == "ppo":
         return FLAGS
-    epochs = FLAGS.index("--n-epochs")  # IMPALA has one pass, and on one thread no lag by itself
-    ahead = ("--set", "parallel.max_policy_lag=8")
-    return (*FLAGS[:epochs], *FLAGS[epochs + 2 :], *ahead)
+    # One pass, and A3C takes whole rollouts; on one thread IMPALA has no lag by itself.
+    without = ("--n-epochs",) if algorithm == "impala" else ("--n-epochs", "--batch-size")
+    pairs = zip(FLAGS[::2], FLAGS[1::2], strict=True)
+    kept = [word for pair in pairs if pair[0] not in without for word in pair]
+    return (*kept, "--set", "parallel.max_policy_lag=8")
 
 
 def start(script, env, *flags, algorithm="ppo"):

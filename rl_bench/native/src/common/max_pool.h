@@ -75,19 +75,21 @@ INLINE Ints load_bytes(const uint8_t* from) {
 }
 
 // Rows of the convolution's output that callers keep in a ring buffer: the three under the pool, and one
-// more.
+// more, with which y % RING_ROWS is a mask.
 constexpr int RING_ROWS = 4;
 
-// Returns whether row y / 2 of the pool can be computed once row `y` of the convolution is there.
+// Returns whether row y / 2 of the pool can be computed now that rows 0 … `y` of the convolution are there;
+// true once for each row of the pool.
 INLINE bool pool_row_complete(const ConvGeometry& g, int y) { return y % 2 || y + 1 == g.out_height; }
 
 // Computes row `y` of the pool's output from rows of the convolution's output, each [out_width, rows,
 // channels]. `row_at(i)` returns the address of convolution row i, `out_at(x)` the PixelRows of pooled
-// pixel x. `argmax` [next_width, rows, channels] gets numbers 0 to 8 of the winning pixels, row by row; it
-// may be null.
+// pixel x; only its first `count` of the `rows` are written, in argmax too. `argmax` [next_width, rows,
+// channels] gets the winner's place in its window, 3 · (row in window) + (column in window); it may be null.
+// out_channels is a multiple of FLOATS_OF<Value>.
 template <typename Value, typename RowAt, typename OutAt>
 INLINE void pool_row(const ConvGeometry& g, int y, int rows, RowAt row_at, OutAt out_at, uint8_t* argmax) {
-    const ptrdiff_t pixel = (ptrdiff_t)rows * g.out_channels;
+    const ptrdiff_t pixel = (ptrdiff_t)rows * g.out_channels;  // values of one pixel in all rows
     const int top = std::max(2 * y - 1, 0), bottom = std::min(2 * y + 2, g.out_height);
     // `keep` and `edge` are compile-time booleans: whether argmax is written, whether pixels are missing.
     const auto pool = [&](int x, auto keep, auto edge) {
@@ -95,12 +97,14 @@ INLINE void pool_row(const ConvGeometry& g, int y, int rows, RowAt row_at, OutAt
         const int right = edge ? std::min(2 * x + 2, g.out_width) : left + 3;
         const int from_row = edge ? top : 2 * y - 1, to_row = edge ? bottom : from_row + 3;
         const PixelRows<Value> to = out_at(x);
+        // The leftmost pixel that exists in each row of the window that exists.
         const Value* under[3] = {};
         for (int row = from_row; row < to_row; ++row)
             under[row - from_row] = row_at(row) + left * pixel;
         for (int r = 0; r < to.count; ++r)
             for (int c = 0; c < g.out_channels; c += FLOATS_OF<Value>) {
                 const ptrdiff_t at = (ptrdiff_t)r * g.out_channels + c;
+                // The place of the first of them, above 0 at the top and left edges.
                 const int first = 3 * (from_row - 2 * y + 1) + left - 2 * x + 1;
                 FloatsOf<Value> best = load_floats(under[0] + at);
                 IntsOf<Value> winner = first - IntsOf<Value>{};
@@ -133,7 +137,7 @@ INLINE void pool_row(const ConvGeometry& g, int y, int rows, RowAt row_at, OutAt
 //
 // For each pooled pixel (y, x) it writes the 2 × 2 outputs at (2y, 2x). Output (2y, 2x) lies under one
 // window only, its right and lower neighbours under two, the diagonal one under four; the numbers 0 to 8
-// below are their places in these windows.
+// below are their places in these windows. All of `doutputs` is written, so that it needs no zeros before.
 template <typename Value>
 void unpool(const ConvGeometry& g, int rows, const Value* gradient, const uint8_t* argmax, Value* doutputs) {
     const int height = g.next_height(), width = g.next_width();
@@ -147,8 +151,8 @@ void unpool(const ConvGeometry& g, int rows, const Value* gradient, const uint8_
         Value* to = doutputs + 2 * y * out_row + 2 * x * pixel;
         for (ptrdiff_t c = 0; c < pixel; c += FLOATS_OF<Value>, to += FLOATS_OF<Value>) {
             FloatsOf<Value> here = {}, beside = {}, under = {}, diagonal = {};
-            // Passes to `visit` a function that returns the gradient at `at` where its maximum is pixel
-            // `one`, else 0.
+            // Reads the gradient and the winner of the pooled pixel at `at`, and calls `visit(of)`, where
+            // of(k) is that gradient where the winner is place k, else 0.
             const auto window = [&](ptrdiff_t at, auto visit) {
                 const FloatsOf<Value> all = load_floats(gradient + at);
                 const auto winner = load_bytes<IntsOf<Value>>(argmax + at);

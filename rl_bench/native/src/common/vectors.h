@@ -81,7 +81,7 @@ Count part_begin(int part, int parts, Count count) {
 }
 
 // A buffer that grows on demand and is aligned to cache lines. Every instance is thread_local, so that
-// memory is kept from call to call and no two threads share it.
+// memory is kept from call to call; a caller may lend its own to other threads by pointer.
 template <typename Value>
 class Scratch {
     static constexpr size_t LINE = 64 / sizeof(Value);

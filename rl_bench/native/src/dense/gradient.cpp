@@ -1,7 +1,7 @@
 // Dense layers for learning, forward and back, and the last ones, policy and value, as one layer.
 //
-// Forward: y = relu(x Wᵀ + b), with x [rows, inputs] and W [O, inputs]. Backward, with dy [rows, O] behind
-// the ReLU: dx = dy W, dW = dyᵀ x, db = Σ over rows of dy. Operands are packed anew for each minibatch
+// Forward: y = relu(x Wᵀ + b), with x [rows, inputs] and W [O, inputs]. Backward, with dy [rows, O] the
+// gradient of x Wᵀ + b, before the ReLU: dx = dy W, dW = dyᵀ x, db = Σ over rows of dy. Operands are packed anew for each minibatch
 // (panels.h), as floats or as bf16 pairs along what a product sums over: inputs, outputs or rows. Threads
 // share out rows of y and dx, and columns of dW. dense.py calls the extern "C" functions.
 
@@ -13,13 +13,15 @@
 
 namespace {
 
-// Packed operands, of floats or of pairs in place of floats.
+// Packed operands, of floats or of pairs in place of floats. They belong to the calling thread, which lends
+// them to the others by pointer; each thread has its own left_rows and heads_outputs.
 thread_local Scratch<float> packed_weights, packed_x, left_rows, left_gradients, paired_gradients;
 // Sums of the bias's gradient per thread; weights, outputs and gradients of the heads as one layer.
 thread_local Scratch<float> bias_sums, heads_weights, heads_outputs, heads_gradients;
 
-// Computes y [rows, width] = x [rows, inputs] times `panels` [inputs, width]; rows of y are `y_row` floats
-// apart.
+// Computes y [rows, width] = x [rows, inputs] times a matrix [inputs, width] in `panels` (panels.h), in one
+// thread; rows of y are `y_row` floats apart. Copies x as a left operand first, its rows padded_stride apart
+// and pairs along inputs. inputs is a multiple of the values in a vector of operands.
 template <typename Value>
 void multiply(const float* x, int rows, int inputs, int width, const Value* panels, float* y, int y_row) {
     const int depth = inputs / PAIR_SIZE<Value>;
@@ -49,8 +51,8 @@ void forward(const float* x, int rows, int inputs, int outputs, const float* wei
     });
 }
 
-// The gradient dy [rows, width] before the ReLU: `gradient` where `activated`, the outputs behind it, is
-// positive. Without a ReLU activated is null.
+// The gradient dy [rows, width] before the ReLU: `gradient` where `activated`, the ReLU's outputs, is
+// positive. Without a ReLU activated is null. (OutputGradient of ../winograd/layer.h is another one.)
 struct OutputGradient {
     const float *gradient, *activated;
     int width;
@@ -69,18 +71,20 @@ struct ParameterGradients {
     bool add;
 };
 
-// Computes dx [rows, inputs] and the gradients of weights [outputs, inputs] and bias [outputs]. `weights`
-// and `out` have out.width ≥ outputs rows and columns, a multiple of VEC_FLOATS; those beyond `outputs` are
-// zero.
+// Computes dx [rows, inputs], which is overwritten, and the gradients of weights [outputs, inputs] and bias
+// [outputs]. `weights` has out.width ≥ outputs rows and `out` as many columns, a multiple of VEC_FLOATS;
+// those beyond `outputs` are zero. Two rounds: threads pack operands, each some rows; then they multiply,
+// each some columns of dW and some rows of dx. The caller adds the threads' sums of the bias up.
 template <typename Value>
 void backward(const float* x, int rows, int inputs, int outputs, const float* weights,
               const OutputGradient& out, float* dx, const ParameterGradients& to, int threads) {
+    // Rows in units that a product takes at once: pairs of rows, or for floats the rows themselves.
     const int width = out.width, row_pairs = ceil_div(rows, PAIR_SIZE<Value>);
     const int depth = width / PAIR_SIZE<Value>;
     const ptrdiff_t row_stride = padded_stride(depth), pair_stride = padded_stride(width);
     auto* w_panels = reinterpret_cast<Value*>(packed_weights.get((size_t)depth * inputs));
     auto* x_panels = reinterpret_cast<Value*>(packed_x.get((size_t)row_pairs * inputs));
-    // dy paired along outputs, for dx, and along rows, for dW.
+    // dy paired along outputs, for dx, and along rows, for dW (elements of PAIR_SIZE rows).
     auto* dy = reinterpret_cast<Value*>(left_gradients.get(rows * row_stride));
     auto* dy_by_rows = reinterpret_cast<Value*>(paired_gradients.get(row_pairs * pair_stride));
     float* sums = bias_sums.get((size_t)threads * width);
@@ -145,7 +149,8 @@ extern "C" void dense_forward(const float* x, int32_t rows, int32_t inputs, int3
 }
 
 // Computes `dx` [rows, inputs], `dweights` [O, inputs] and `dbias` [O], the last two added to what is there
-// if `add`, from `gradient` [rows, O] of the outputs, which are in `activated`.
+// if `add`, from `gradient` [rows, O] of the outputs, which are in `activated`. `x` [rows, inputs], `weights`
+// [O, inputs]; sizes as in dense_forward.
 extern "C" void dense_backward(const float* x, int32_t rows, int32_t inputs, int32_t outputs,
                                int32_t bf16_products, const float* weights, const float* activated,
                                const float* gradient, float* dx, float* dweights, float* dbias, int32_t add,
@@ -156,7 +161,8 @@ extern "C" void dense_backward(const float* x, int32_t rows, int32_t inputs, int
 }
 
 // Computes log-probabilities `policy` [rows, A] and `values` [rows] of `features` [rows, inputs], with
-// weights [A, inputs] and [inputs]: a linear layer, then logits − log Σ exp(logits).
+// weights [A, inputs] and [inputs] and biases [A] and [1]: a linear layer, then logits − log Σ exp(logits).
+// Always in float32; inputs is a multiple of 32.
 extern "C" void heads_forward(const float* features, int32_t rows, int32_t inputs, int32_t actions,
                               const float* policy_weights, const float* policy_bias,
                               const float* value_weights, const float* value_bias, float* policy,
@@ -183,7 +189,8 @@ extern "C" void heads_forward(const float* features, int32_t rows, int32_t input
 }
 
 // Computes `dfeatures` [rows, inputs], `dweights` [A + 1, inputs] and `dbias` [A + 1], the value's row
-// last, from the gradients `dpolicy` [rows, A] of log-probabilities and `dvalues` [rows]. With `add` the
+// last, from the gradients `dpolicy` [rows, A] of log-probabilities and `dvalues` [rows]. `policy` are the
+// log-probabilities that heads_forward gave. With `add` the
 // last two are added to what is there. Through the normalisation the gradient of logit a is dpolicy[a] −
 // π(a) Σ dpolicy, where π = exp(policy).
 extern "C" void heads_backward(const float* features, int32_t rows, int32_t inputs, int32_t actions,
