@@ -32,7 +32,7 @@ class Algorithm:
     workers_compute: `rollouts`, from which the learner computes gradients, or `gradients`
     flags: settings that its training scripts have a flag for, by dotted name
     defaults: settings in which it departs from the schema's defaults
-    settle: fills in its own settings that are `auto`, and checks them; may raise ConfigError
+    resolve: fills in its own settings that are `auto`, and checks them; may raise ConfigError
     unit: the timesteps of what a minibatch can be cut into
     fixed: settings that its state in a checkpoint belongs to
     """
@@ -46,7 +46,7 @@ class Algorithm:
     workers_compute: str = "rollouts"
     flags: tuple[str, ...] = ()
     defaults: Mapping[str, Any] = field(default_factory=dict)
-    settle: Callable[[Config], Config] = lambda config: config
+    resolve: Callable[[Config], Config] = lambda config: config
     unit: Callable[[Any], int] = lambda config: 1
     fixed: tuple[str, ...] = ()
 
@@ -71,7 +71,7 @@ ALGORITHMS: dict[str, Algorithm] = {
         section="impala",
         batch_size=256,
         max_policy_lag=8,
-        settle=rules.settle_vtrace,
+        resolve=rules.resolve_vtrace,
         unit=lambda config: config.impala.unroll_length,
         fixed=("impala.optimiser",),
     ),
@@ -81,7 +81,7 @@ ALGORITHMS: dict[str, Algorithm] = {
         section="a2c",
         batch_size=None,
         max_policy_lag=0,
-        defaults={"training.n_steps": 16, "training.learning_rate": 1e-3},
+        defaults={"training.n_steps": 16, "training.learning_rate": 7e-4},
         fixed=("a2c.optimiser",),
     ),
     "a3c": Algorithm(
@@ -92,7 +92,7 @@ ALGORITHMS: dict[str, Algorithm] = {
         max_policy_lag=100,
         rollouts=("parallel",),
         workers_compute="gradients",
-        defaults={"training.n_steps": 16, "training.learning_rate": 1e-3},
+        defaults={"training.n_steps": 16, "training.learning_rate": 7e-4},
         fixed=("a2c.optimiser",),
     ),
 }

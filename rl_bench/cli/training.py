@@ -148,10 +148,10 @@ def parse_settings(parser: OneLineParser, mode: Mode, argv: Sequence[str]) -> An
     for layer in layers:
         merged.update(layer.values)
         origins |= {name: layer.origin(name) for name in layer.values}
-    return arguments, Layer("this command", settle_output(merged, layers, mode), origins)
+    return arguments, Layer("this command", resolve_output(merged, layers, mode), origins)
 
 
-def settle_output(merged: dict[str, Any], layers: Sequence[Layer], mode: Mode) -> dict[str, Any]:
+def resolve_output(merged: dict[str, Any], layers: Sequence[Layer], mode: Mode) -> dict[str, Any]:
     """Put a timed run's files under one directory, whatever folders a YAML file names.
 
     Flags for single folders still win: whoever types them means them.

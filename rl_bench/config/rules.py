@@ -54,7 +54,7 @@ def share_out_environments(
     )
 
 
-def settle_policy_lag(config: Config, title: str, default: int, *, cores: int) -> Config:
+def resolve_policy_lag(config: Config, title: str, default: int, *, cores: int) -> Config:
     """Resolve how old data may be, and check that weights are published often enough for it.
 
     `default` is the algorithm's, named by its `title`; 0: it needs the newest policy. On one core
@@ -78,22 +78,22 @@ def settle_policy_lag(config: Config, title: str, default: int, *, cores: int) -
     return config.replace(parallel__max_policy_lag=lag)
 
 
-def settle_vtrace(config: Config) -> Config:
+def resolve_vtrace(config: Config) -> Config:
     """Resolve IMPALA's unroll length and check V-trace's clips. Raises: ConfigError."""
     check_vtrace(config)
     if config.impala.clip_value_loss is None:
         config = config.replace(impala__clip_value_loss=config.training.normalise_rewards)
-    return settle_unrolls(config)
+    return resolve_unrolls(config)
 
 
-def settle_unrolls(config: Config) -> Config:
+def resolve_unrolls(config: Config) -> Config:
     """Resolve the unroll length, which cuts rollouts and minibatches into whole unrolls.
 
     Raises: ConfigError.
     """
     n_steps, size = config.training.n_steps, config.training.batch_size
     length = config.impala.unroll_length
-    assert size is not None, "it is settled before"
+    assert size is not None, "batch sizes are resolved first"
     divisors = [n for n in range(1, n_steps + 1) if n_steps % n == 0 and size % n == 0]
     wanted = length or DEFAULT_UNROLL_LENGTH
     nearest = min(divisors, key=lambda n: abs(math.log(n / wanted)))
@@ -136,14 +136,14 @@ def check_gradient(config: Config, cores: int) -> None:
         )
 
 
-def settle_batches(config: Config, preferred: int | None, title: str) -> Config:
+def resolve_batches(config: Config, preferred: int | None, title: str) -> Config:
     """Resolve the size of minibatches, which must divide the rollout.
 
     `auto` is the divisor nearest to the algorithm's `preferred` size; where that is None, the
     minibatch is the whole rollout, and nothing else is accepted. Raises: ConfigError.
     """
     training = config.training
-    assert training.num_envs is not None, "environments are settled first"
+    assert training.num_envs is not None, "environments are resolved first"
     rollout = training.n_steps * training.num_envs
     size = training.batch_size
     if preferred is None:

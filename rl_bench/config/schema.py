@@ -142,7 +142,7 @@ class A2CConfig:
     """Holds the settings of A2C and A3C."""
 
     normalise_advantages: bool = setting(False, "per rollout, to mean 0 and deviation 1")
-    optimiser: str = setting("adam", "how to step", choices=("adam", "rmsprop"))
+    optimiser: str = setting("rmsprop", "how to step", choices=("adam", "rmsprop"))
     rmsprop_eps: float = setting(1e-5, "what RMSProp adds to its divisor", above=0.0)
     entropy_coef: float = setting(0.01, "weight of the entropy bonus", minimum=0.0)
     value_coef: float = setting(0.5, "weight of the value loss", minimum=0.0)

@@ -152,9 +152,9 @@ class ProcgenVectorEnv:
         )
         self._env._reuse_arrays = True  # gym3 would copy what `step` gives
         if native:
-            from rl_bench.envs.procgen_stepper import Apart, Together
+            from rl_bench.envs.procgen_stepper import BatchStepper, ThreadedStepper
 
-            self._env = (Apart if num_threads > 1 else Together)(self._env)
+            self._env = (ThreadedStepper if num_threads > 1 else BatchStepper)(self._env)
 
     def reset(self) -> np.ndarray:
         return self._env.observe()[1]["rgb"]

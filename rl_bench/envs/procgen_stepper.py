@@ -30,7 +30,7 @@ class _Stepped:
         self._env, self._ffi, self._library = env, env._ffi, env._c_lib
         self._step: PreparedCall
 
-    def _made_ready(self, handles: Sequence[Any]) -> PreparedCall:
+    def _prepare_step(self, handles: Sequence[Any]) -> PreparedCall:
         address, library = self._address, self._library
         return stepping.prepare_step(
             act=address(self._ffi.addressof(library, "libenv_act")),
@@ -51,13 +51,13 @@ class _Stepped:
         return self._env._rew, self._env._ob, self._env._first
 
 
-class Together(_Stepped):
+class BatchStepper(_Stepped):
     """Steps `env` as it was made, in one thread."""
 
     def __init__(self, env: ProcgenGym3Env) -> None:
         super().__init__(env)
         env.observe()  # has it show its first frames
-        self._step = self._made_ready([env._c_env])
+        self._step = self._prepare_step([env._c_env])
 
     def get_state(self) -> list[bytes]:
         return self._env.get_state()
@@ -69,7 +69,7 @@ class Together(_Stepped):
         self._env.close()
 
 
-class Apart(_Stepped):
+class ThreadedStepper(_Stepped):
     """Steps the copies in `env` as environments of their own, on torch's threads; closes `env`.
 
     They go on from where they stood, in the same memory, and see the same levels.
@@ -86,7 +86,7 @@ class Apart(_Stepped):
         for handle, (buffers, *_) in zip(self._handles, self._buffers, strict=True):
             self._library.libenv_set_buffers(handle, buffers)
         self.set_state(states)  # and show it, in place of how they began themselves
-        self._step = self._made_ready(self._handles)
+        self._step = self._prepare_step(self._handles)
 
     def _buffers_of(self, index: int) -> tuple[Any, ...]:
         """Point one environment at its rows of all arrays; return also what must be kept alive."""

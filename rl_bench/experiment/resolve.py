@@ -31,10 +31,10 @@ def resolve(asked: Config, mode: Mode) -> Setup:
     check_spaces(env.observation_space, env.action_space, asked.model.encoder)
     cores = asked.hardware.num_threads or cpus.usable_cores()
     algorithm = ALGORITHMS[mode.algorithm]
-    config = _settle_workers(asked, mode, env, cores)
-    config = rules.settle_batches(config, algorithm.batch_size, algorithm.title)
-    config = config.replace(**_settle_normalisation(config, env))
-    config = algorithm.settle(config)
+    config = _resolve_workers(asked, mode, env, cores)
+    config = rules.resolve_batches(config, algorithm.batch_size, algorithm.title)
+    config = config.replace(**_resolve_normalisation(config, env))
+    config = algorithm.resolve(config)
     rules.check_gradient(config, cores)
     precision = cpus.resolve_precision(config.hardware.precision)
     config = config.replace(
@@ -48,16 +48,16 @@ def resolve(asked: Config, mode: Mode) -> Setup:
     return Setup(mode, resolved, env, plan, _written(asked, config, mode))
 
 
-def _written(asked: Config, settled: Config, mode: Mode) -> Config:
+def _written(asked: Config, resolved: Config, mode: Mode) -> Config:
     """Leave as asked for what plays no part: other algorithms' sections, layouts of workers."""
     others = {row.section for row in ALGORITHMS.values()} - {ALGORITHMS[mode.algorithm].section}
     unused = [section for section in others if section]
     if mode.rollouts == "sequential":
         unused.append("parallel")
-    return dataclasses.replace(settled, **{name: getattr(asked, name) for name in unused})
+    return dataclasses.replace(resolved, **{name: getattr(asked, name) for name in unused})
 
 
-def _settle_workers(config: Config, mode: Mode, env: EnvSpec, cores: int) -> Config:
+def _resolve_workers(config: Config, mode: Mode, env: EnvSpec, cores: int) -> Config:
     """Settle how many environments there are, in how many workers, and how far those run ahead."""
     algorithm, most = ALGORITHMS[mode.algorithm], env.max_num_envs
     if mode.rollouts == "sequential":
@@ -68,14 +68,14 @@ def _settle_workers(config: Config, mode: Mode, env: EnvSpec, cores: int) -> Con
     lag, title, computes = algorithm.max_policy_lag, algorithm.title, algorithm.workers_compute
     # Workers that compute gradients never take turns with the learner.
     ahead_of = max(2, cores) if computes == GRADIENTS else cores
-    config = rules.settle_policy_lag(config, title, lag, cores=ahead_of)
+    config = rules.resolve_policy_lag(config, title, lag, cores=ahead_of)
     # Actors that run ahead leave a core to the learner, which has little to do with gradients.
     leaves_a_core = config.parallel.max_policy_lag and computes != GRADIENTS
     workers = max(1, cores - 1) if leaves_a_core else cores
     return rules.share_out_environments(config, cores=workers, max_num_envs=most)
 
 
-def _settle_normalisation(config: Config, env: EnvSpec) -> dict[str, Any]:
+def _resolve_normalisation(config: Config, env: EnvSpec) -> dict[str, Any]:
     """Settle what is scaled, by names of `Config.replace`. Raises: ConfigError."""
     training = config.training
     rewards, floor = training.normalise_rewards, training.advantage_floor

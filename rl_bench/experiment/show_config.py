@@ -22,14 +22,14 @@ def show_config(mode: Mode, asked: Layer, resume: str | None, *, as_json: bool) 
     Raises: ConfigError, CheckpointError as the run would.
     """
     session = open_session(mode, asked, resume, None, overwrite=False)
-    settled = resolve(session.config, mode).written.to_dict()
+    resolved = resolve(session.config, mode).written.to_dict()
     before = session.config.to_dict()
     layers = [asked] if session.found else [*default_layers(mode, asked), asked]
     base = f"checkpoint '{session.found.path}'" if session.found else "default"
     entries: dict[str, tuple[Any, str]] = {}
     for name in schema():
         section, key = name.split(".")
-        value = settled[section][key]
+        value = resolved[section][key]
         origin = next((one.origin(name) for one in reversed(layers) if name in one.values), base)
         chosen = before[section][key] != value
         entries[name] = value, CHOSEN if chosen else origin

@@ -34,7 +34,7 @@ def launch(modules: Sequence[str] = ()) -> Any:
     context = get_context("forkserver")
     if modules:
         _modules[:] = modules
-    context.set_forkserver_preload([*_modules, "rl_bench.workers.settled"])
+    context.set_forkserver_preload([*_modules, "rl_bench.workers.fork_ready"])
     resource_tracker.ensure_running()  # started later, it would unblock the signals again
     with _signals_blocked(), _environment(**_variables()):
         try:

@@ -57,7 +57,8 @@ def test_a2c_and_a3c_balance_cartpole(script, entry):
     done = script(
         entry, *COMMON, "--env", "CartPole-v1", "--seed", "1", "--total-timesteps", "200000",
         "--num-envs", "8", "--n-steps", "16", "--learning-rate", "2e-3", "--precision", "fp32",
-        "--set", "a2c.entropy_coef=0", "--set", "training.normalise_rewards=true", *workers,
+        "--set", "a2c.optimiser=adam", "--set", "a2c.entropy_coef=0",
+        "--set", "training.normalise_rewards=true", *workers,
         timeout=110,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -60,7 +60,7 @@ def test_the_configuration_is_printed_with_where_it_comes_from(script):
     found = json.loads(done.stdout)
     expected = {
         "env.name": ("toy-identity", "--env"), "training.n_steps": (32, "given.yaml"),
-        "training.gamma": (0.9, "--set"), "training.learning_rate": (1e-3, "default of A2C"),
+        "training.gamma": (0.9, "--set"), "training.learning_rate": (7e-4, "default of A2C"),
         "training.batch_size": (32 * 32, "auto, chosen here"), "env.seed": (42, "default"),
     }  # fmt: skip
     for name, (value, origin) in expected.items():

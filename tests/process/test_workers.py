@@ -84,7 +84,7 @@ def test_the_fork_server_is_settled_when_no_other_thread_is_left():
     program = (
         "import threading, time\n"
         "threading.Thread(target=time.sleep, args=(0.5,)).start()\n"
-        "import rl_bench.workers.settled\n"
+        "import rl_bench.workers.fork_ready\n"
         "print(threading.active_count())\n"
     )
     run = run_python(program)

@@ -14,7 +14,7 @@ from rl_bench.config.files import (
     schema,
     to_yaml,
 )
-from rl_bench.config.rules import settle_batches, settle_unrolls, share_out_environments
+from rl_bench.config.rules import resolve_batches, resolve_unrolls, share_out_environments
 from rl_bench.config.schema import Config
 from rl_bench.errors import ConfigError
 
@@ -155,7 +155,7 @@ def test_resolved_configuration_round_trips_through_its_file(tmp_path):
 
 def with_batches(config, algorithm):
     row = ALGORITHMS[algorithm]
-    return settle_batches(config, row.batch_size, row.title)
+    return resolve_batches(config, row.batch_size, row.title)
 
 
 def test_batch_must_divide_the_rollout():
@@ -205,7 +205,7 @@ def test_files_in_config_are_valid(path):
     for cores in (1, 2, 16):
         config = share_out_environments(build_config(load_yaml(path)), cores=cores)
         config = with_batches(config, path.name.split("_")[0])
-        assert settle_unrolls(config).impala.unroll_length == 16
+        assert resolve_unrolls(config).impala.unroll_length == 16
 
 
 @pytest.mark.parametrize(
@@ -214,4 +214,4 @@ def test_files_in_config_are_valid(path):
 )
 def test_unrolls_divide_rollout_and_minibatch(n_steps, size, length):
     config = Config().replace(training__n_steps=n_steps, training__batch_size=size)
-    assert settle_unrolls(config).impala.unroll_length == length
+    assert resolve_unrolls(config).impala.unroll_length == length

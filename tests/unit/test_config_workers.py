@@ -3,7 +3,7 @@
 import pytest
 
 from rl_bench.agents import ALGORITHMS
-from rl_bench.config.rules import settle_policy_lag, share_out_environments
+from rl_bench.config.rules import resolve_policy_lag, share_out_environments
 from rl_bench.config.schema import Config
 from rl_bench.errors import ConfigError
 from rl_bench.experiment import cpu_plan
@@ -102,5 +102,5 @@ def test_how_old_data_may_be(algorithm, cores, lag, frequency, settled):
         parallel__max_policy_lag=lag, parallel__policy_update_frequency=frequency
     )
     row = ALGORITHMS[algorithm]
-    config = settle_policy_lag(asked, row.title, row.max_policy_lag, cores=cores)
+    config = resolve_policy_lag(asked, row.title, row.max_policy_lag, cores=cores)
     assert config.parallel.max_policy_lag == settled

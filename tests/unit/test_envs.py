@@ -117,7 +117,11 @@ def test_threads_do_not_change_procgen(threads):
 
 @pytest.mark.parametrize(
     ("kernels", "threads", "expected"),
-    [("native", 2, "Apart"), ("native", 1, "Together"), ("torch", 2, "ProcgenGym3Env")],
+    [
+        ("native", 2, "ThreadedStepper"),
+        ("native", 1, "BatchStepper"),
+        ("torch", 2, "ProcgenGym3Env"),
+    ],
 )
 def test_a_run_has_torchs_threads_step_procgen_where_it_may(kernels, threads, expected):
     # Breaks when: a run does not say that it may use native code.
