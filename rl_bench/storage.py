@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import re
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,8 @@ def write_bytes(path: Path, data: bytes, *, advice: str = RESUME) -> None:
     Raises: StorageError (disk full, read-only); what was there before is untouched. `advice` ends
     its message.
     """
-    temporary = path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
+    writer = f"{os.getpid()}-{threading.get_ident()}"
+    temporary = path.with_name(f"{path.name}.{writer}{TEMPORARY_SUFFIX}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as file:
@@ -90,7 +92,7 @@ def unseal(data: bytes) -> bytes:
 def remove_leftovers(directory: Path) -> None:
     """Delete temporary files that a killed process left behind. Call under the lock."""
     for path in directory.glob(f"*{TEMPORARY_SUFFIX}"):
-        if re.fullmatch(rf".+\.\d+{re.escape(TEMPORARY_SUFFIX)}", path.name):
+        if re.fullmatch(rf".+\.\d+(-\d+)?{re.escape(TEMPORARY_SUFFIX)}", path.name):
             path.unlink(missing_ok=True)
 
 

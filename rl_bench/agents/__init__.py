@@ -81,7 +81,11 @@ ALGORITHMS: dict[str, Algorithm] = {
         section="a2c",
         batch_size=None,
         max_policy_lag=0,
-        defaults={"training.n_steps": 16, "training.learning_rate": 7e-4},
+        # Updates are small: rows and checkpoints as often as PPO's, by timesteps.
+        defaults={
+            "training.n_steps": 16, "training.learning_rate": 7e-4,
+            "training.log_interval": 80, "training.save_interval": 800,
+        },
         fixed=("a2c.optimiser",),
     ),
     "a3c": Algorithm(
@@ -92,10 +96,13 @@ ALGORITHMS: dict[str, Algorithm] = {
         max_policy_lag=100,
         rollouts=("parallel",),
         workers_compute="gradients",
-        defaults={"training.n_steps": 16, "training.learning_rate": 7e-4},
+        defaults={
+            "training.n_steps": 16, "training.learning_rate": 7e-4,
+            "training.log_interval": 160, "training.save_interval": 1600,
+        },
         fixed=("a2c.optimiser",),
     ),
-}
+}  # fmt: skip
 
 
 def scripted_modes() -> list[tuple[str, str]]:

@@ -155,8 +155,11 @@ class Learner(ABC):
             self.scaler.load_state_dict(state["reward_scaler"])
 
     def load_learned(self, state: Mapping[str, Any]) -> None:
-        """Take weights and statistics of another run, and begin with them anew."""
-        self.net.load_state_dict(state["net"])
+        """Take weights and statistics of another run, and begin with them anew.
+
+        Where that did not normalise observations, statistics begin here.
+        """
+        self.net.load_state_dict({**self.net.state_dict(), **state["net"]})
         if self.scaler and state["reward_scaler"] is not None:
             self.scaler.load_state_dict(state["reward_scaler"])
 

@@ -88,7 +88,8 @@ def training_parser(mode: Mode) -> OneLineParser:
     parser.add_argument("--config", metavar="FILE", help="YAML file with settings")
     for flag in flags_of(mode):
         field = schema()[flag.setting]
-        default = "auto" if field.default is None else field.default
+        default = ALGORITHMS[mode.algorithm].defaults.get(flag.setting, field.default)
+        default = "auto" if default is None else default
         choices = field.metadata["choices"]
         among = f" ({', '.join(choices)})" if choices else ""
         parser.add_argument(
@@ -191,7 +192,7 @@ def _train(mode: Mode, guard: SignalGuard, argv: list[str], started: float) -> i
     named = settings.values.get("logging.output_dir")
     if arguments.resume == "auto" and mode.timed and not named:
         raise ConfigError("--resume: name the run to continue with --output-dir DIR")
-    if mode.timed and not named and not arguments.resume:
+    if mode.timed and not named and not arguments.resume and not arguments.print_config:
         stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
         directory = f"benchmarks/{mode.stem}_{stamp}"
         values = {**settings.values, "logging.output_dir": directory}

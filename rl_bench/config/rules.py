@@ -30,12 +30,15 @@ def share_out_environments(
     total = config.training.num_envs
     workers, each = config.parallel.num_workers, config.parallel.num_envs_per_worker
     if each is not None:
-        workers = workers or (total // each if total and total >= each else cores)
+        fitting = max(1, min(cores, max_num_envs // each)) if max_num_envs else cores
+        workers = workers or (total // each if total and total >= each else fitting)
         wanted = total or workers * each
     else:
         wanted = total or min(DEFAULT_NUM_ENVS, max_num_envs or DEFAULT_NUM_ENVS)
         workers = workers or max(n for n in range(1, cores + 1) if wanted % n == 0)
         each = max(1, round(wanted / workers)) if total is None else wanted // workers
+        if total is None and max_num_envs:
+            each = min(each, max(1, max_num_envs // workers))
         wanted = total or workers * each
     if workers * each != wanted:
         raise ConfigError(

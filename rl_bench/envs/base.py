@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
 
 import gymnasium
 import numpy as np
@@ -82,4 +82,3 @@ class EnvSpec:
     scales_rewards: bool = False
     preload: tuple[str, ...] = ()
     max_num_envs: int | None = None
-    defaults: Mapping[str, Any] = field(default_factory=dict)

@@ -28,7 +28,6 @@ def spec(config: EnvConfig) -> EnvSpec:
         observation_space=observations,
         action_space=actions,
         make=functools.partial(make, config.name),
-        defaults=DEFAULTS,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import struct
+import sys
 import time
 from collections.abc import Callable, Sequence
 
@@ -110,6 +111,15 @@ class CrashingEnv(CountingEnv):
         return super().step(actions)
 
 
+class QuittingEnv(CountingEnv):
+    """Counts, and calls sys.exit() in its 50th step, as a closed window does."""
+
+    def step(self, actions: np.ndarray) -> Step:
+        if self.clocks[0] >= 49:
+            sys.exit("the quitting environment quit, as it was built to")
+        return super().step(actions)
+
+
 class ExitingEnv(CountingEnv):
     """Counts, and ends its process in its 50th step, as C++ code that calls exit() does."""
 
@@ -169,6 +179,7 @@ TOYS: dict[str, Callable[..., VectorEnv]] = {
     "toy-counting": CountingEnv,
     "toy-identity": IdentityEnv,
     "toy-crashing": CrashingEnv,
+    "toy-quitting": QuittingEnv,
     "toy-exiting": ExitingEnv,
     "toy-hanging": HangingEnv,
     "toy-stubborn": StubbornEnv,

@@ -18,7 +18,7 @@ from rl_bench.agents import ALGORITHMS
 from rl_bench.config.files import build_config, layer_from_sections
 from rl_bench.config.schema import Config, EnvConfig
 from rl_bench.envs import canonical_name, find_env
-from rl_bench.errors import CheckpointError, ConfigError, StorageError
+from rl_bench.errors import CheckpointError, ConfigError, RlBenchError, StorageError, WorkerError
 from rl_bench.evaluation import levels, play, summary, video
 from rl_bench.evaluation.levels import LevelSet
 from rl_bench.experiment.mode import SCHEMA_VERSION
@@ -106,7 +106,8 @@ def evaluate(request: Request) -> Path:
     trained = load(request.checkpoint, request.algorithm)
     chosen = levels.choose(trained.config.env, request.levels)
     _check_fit(trained, chosen)
-    num_envs = min(request.num_envs, request.num_episodes)
+    most = find_env(chosen[-1].env).max_num_envs or request.num_envs
+    num_envs = min(request.num_envs, request.num_episodes, most)
     film = None
     if request.video is not None:
         video.check(request.video, find_env(chosen[-1].env).observation_space)
@@ -178,6 +179,13 @@ def _play(
                 on_episode=tick,
                 on_frame=film.see if film else None,
             )
+    except RlBenchError:
+        raise
+    except Exception as error:
+        name = canonical_name(level_set.env.name)
+        raise WorkerError(
+            f"the environment {name} raised {type(error).__name__}: {error}"
+        ) from error
     finally:
         env.close()
 

@@ -79,24 +79,30 @@ def make_rollout_worker(
     each = config.parallel.num_envs_per_worker
     seeds = WorkerSeeds.of(config.env.seed, index, resumes=resumes, restarts=restarts)
     timer.begin(config.parallel.start_limit_seconds)
-    env = setup.env.make(
-        each,
-        seed=seeds.env,
-        first_index=index * each,
-        num_threads=setup.cpus.env_threads,
-        native=setup.native,
-    )
-    timer.end()
-    return RolloutWorker(
-        env,
-        executor.acting_copy(),
-        n_steps=config.training.n_steps,
-        seed=seeds.sampling,
-        description=setup.env.description,
-        on_step=on_step,
-        timer=timer,
-        limit_seconds=config.parallel.silence_limit_seconds,
-    )
+    try:
+        env = setup.env.make(
+            each,
+            seed=seeds.env,
+            first_index=index * each,
+            num_threads=setup.cpus.env_threads,
+            native=setup.native,
+        )
+    finally:
+        timer.end()
+    try:
+        return RolloutWorker(
+            env,
+            executor.acting_copy(),
+            n_steps=config.training.n_steps,
+            seed=seeds.sampling,
+            description=setup.env.description,
+            on_step=on_step,
+            timer=timer,
+            limit_seconds=config.parallel.silence_limit_seconds,
+        )
+    except BaseException:
+        env.close()  # it may hold processes of its own
+        raise
 
 
 def identity_of(env: EnvSpec, net: ActorCritic) -> dict[str, str]:

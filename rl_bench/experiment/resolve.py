@@ -66,6 +66,11 @@ def _resolve_workers(config: Config, mode: Mode, env: EnvSpec, cores: int) -> Co
         )
         return rules.share_out_environments(config, cores=1, max_num_envs=most)
     lag, title, computes = algorithm.max_policy_lag, algorithm.title, algorithm.workers_compute
+    if computes == GRADIENTS and config.parallel.policy_update_frequency != 1:
+        raise ConfigError(
+            f"parallel.policy_update_frequency: {title} publishes weights after each update; "
+            "leave it at 1"
+        )
     # Workers that compute gradients never take turns with the learner.
     ahead_of = max(2, cores) if computes == GRADIENTS else cores
     config = rules.resolve_policy_lag(config, title, lag, cores=ahead_of)
@@ -148,6 +153,11 @@ def choose_gradient(config: Config, cores: int, mode: Mode, env: EnvSpec) -> str
     while their block waits. On vectors a minibatch costs less than the messages about its shares.
     """
     computes = ALGORITHMS[mode.algorithm].workers_compute
+    if computes == GRADIENTS and config.parallel.gradient == "sharded":
+        raise ConfigError(
+            "parallel.gradient: workers compute whole gradients of their own rollouts here; "
+            "leave it at auto"
+        )
     if mode.rollouts == "sequential" or computes == GRADIENTS:
         return "central" if config.parallel.gradient == "auto" else config.parallel.gradient
     if config.parallel.gradient != "auto":

@@ -87,12 +87,11 @@ class Run:
         """Build, train, write, save. Return 0, or 130 or 143 after a signal."""
         if self.session.found and self._is_finished(self.session.found.path):
             return 0
-        with storage.log_to_file(self.paths.logs / LOG):
+        with storage.log_to_file(self.paths.logs / LOG), self._watchdog():
             try:
                 self.console.block(*banner(self.setup, self.paths))
-                with self._watchdog():
-                    self._prepare()
-                    completed = self._train()
+                self._prepare()
+                completed = self._train()
                 self._conclude("completed" if completed else "interrupted")
             except Exception as error:
                 raise self._failed(error) from error
@@ -206,9 +205,10 @@ class Run:
 
     def _give_up(self, message: str) -> None:
         """End the process from the watchdog's thread: the main one does not come back."""
-        error = self._failed(WorkerError(message))
-        say(f"error: {error}")
-        os._exit(error.exit_code)
+        try:
+            say(f"error: {self._failed(WorkerError(message))}")
+        finally:
+            os._exit(WorkerError.exit_code)
 
     def _write_results_if_open(self, status: str, error: str) -> None:
         """Write results; what made the run fail is what the user has to know, not this failing."""

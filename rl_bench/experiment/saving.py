@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from rl_bench.errors import CheckpointError
 from rl_bench.experiment.instruments import Instruments
 from rl_bench.experiment.parts import Parts
 from rl_bench.experiment.session import Session, refuse_other_shapes
@@ -94,4 +95,10 @@ def take_learned(parts: Parts, state: Mapping[str, Any]) -> None:
     Raises: CheckpointError where its network or spaces are others.
     """
     refuse_other_shapes("--init-from", state, parts.identity)
+    unknown = set(state["agent"]["net"]) - set(parts.agent.weights())
+    if unknown:  # buffers: parameters are counted among the shapes
+        raise CheckpointError(
+            "--init-from: that policy saw normalised observations, this run would show it "
+            "raw ones; leave training.normalise_observations at auto"
+        )
     parts.agent.load_learned(state["agent"])

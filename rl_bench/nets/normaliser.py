@@ -13,9 +13,9 @@ class ObservationNormaliser(nn.Module):
     """Maps observations [N, *] to (x − mean) / deviation, clipped to ±10.
 
     The statistics are buffers of the network: published with its weights, saved in its checkpoints,
-    used in evaluation. Only the learner moves them on, after it has learned from a trajectory: the
-    policy that acted and the policy that learns then see the same numbers. Until the first update
-    observations pass unchanged. Moments are kept in float64.
+    used in evaluation. Only the learner moves them on, after it has learned from a trajectory: in
+    lock-step the policy that acted and the policy that learns then see the same numbers. Until the
+    first update observations pass unchanged. Moments are kept in float64.
     Source: running moments as in openai/baselines VecNormalize; merged by Chan et al. 1983.
     """
 

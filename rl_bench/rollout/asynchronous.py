@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 
-from rl_bench.errors import RlBenchError
 from rl_bench.rollout.backlog import Dropped, Finished
 from rl_bench.rollout.blocks import Blocks
 from rl_bench.rollout.weights import NEWEST, Weights
@@ -129,21 +128,14 @@ class AsynchronousSource:
         return self._finished.popleft()
 
     def _note(self, *replies: tuple[int, Collected]) -> None:
-        for actor, collected in sorted(replies, key=lambda reply: reply[1].finished_at):
+        for actor, collected in replies:
             self._waiting.add(actor)
             block = self._blocks[actor][self._turns[actor]]
             self._finished.append(Finished(actor, collected, block))
 
     def idle(self) -> Collection[int]:
         """Return the actors whose finished block was not taken yet: until then they wait."""
-        replies: list[tuple[int, Collected]] = []
-        for actor in sorted(self.group.collecting):
-            try:
-                collected = self.group.collected_by_now(actor)
-            except RlBenchError:  # it is replaced, or its error raised, before the next batch
-                continue
-            replies += [(actor, collected)] if collected else []
-        self._note(*replies)
+        self._note(*self.group.collected_so_far())
         return self._waiting
 
     def publish(self, weights: Mapping[str, torch.Tensor], *, version: int) -> None:

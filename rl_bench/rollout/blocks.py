@@ -17,9 +17,6 @@ class Blocks(Protocol):
     def block(self, worker: int, turn: int = 0) -> Trajectory:
         """Return the block of a worker: worker i has the i-th share of the environments."""
 
-    def close(self) -> None:
-        """Free the memory; may be called twice."""
-
 
 class SharedBlocks:
     """Blocks as columns of trajectories [T, B] in shared memory, one for each turn."""
@@ -32,7 +29,3 @@ class SharedBlocks:
         whole = Trajectory.from_tensors(self._memory[turn])
         each = whole.num_envs // self._num_workers
         return whole.columns(worker * each, (worker + 1) * each)
-
-    def close(self) -> None:
-        for shared in self._memory:
-            shared.close()

@@ -83,6 +83,7 @@ class GradientSource:
                 raise error
             for index in set(range(len(self.group))) - self.group.collecting - waiting:
                 self.group.ask_to_collect(index, NEWEST)
+            self._note(*self.group.collected_so_far())
             if self._finished:
                 return self._finished.popleft()
             try:

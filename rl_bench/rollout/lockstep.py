@@ -35,6 +35,7 @@ class LockstepSource:
         self.group, self.trajectory, self.weights = group, trajectory, weights
         self._version = 0
         self._dropped = Dropped()
+        self._collected: dict[int, Collected] = {}  # of a rollout that is not complete
 
     @property
     def restarts(self) -> int:
@@ -43,7 +44,7 @@ class LockstepSource:
     def next_batch(self) -> Trajectory:
         started = time.monotonic()
         everyone = range(len(self.group))
-        collected: dict[int, Collected] = {}
+        collected = self._collected
         for index in everyone:
             self.group.ask_to_collect(index, self._version)
         while len(collected) < len(everyone):
@@ -65,7 +66,7 @@ class LockstepSource:
             learner_waiting_seconds=now - started,
             dropped_timesteps=self._dropped.timesteps,
         )
-        self._dropped = Dropped()
+        self._dropped, self._collected = Dropped(), {}
         return self.trajectory
 
     def idle(self) -> Collection[int]:
@@ -86,8 +87,15 @@ class LockstepSource:
         return self.group.pool.pids()
 
     def state_dict(self) -> dict[str, Any]:
-        self.group.let_all_finish()  # who still collects when the run has failed
-        return {**self.group.state_dict(), "dropped": asdict(self._dropped)}
+        """Save; steps of a rollout that has failed count as dropped."""
+        self._collected |= dict(self.group.let_all_finish())
+        dropped = Dropped(self._dropped.timesteps, EpisodeStats())
+        dropped.episodes.extend(self._dropped.episodes)
+        each = self.trajectory.num_envs // len(self.group)
+        for index, collected in self._collected.items():
+            block = self.trajectory.columns(index * each, (index + 1) * each)
+            dropped.add(Finished(index, collected, block))
+        return {**self.group.state_dict(), "dropped": asdict(dropped)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.group.load_state_dict(state)

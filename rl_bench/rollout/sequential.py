@@ -37,7 +37,11 @@ class SequentialSource:
     def next_batch(self) -> Trajectory:
         self.trajectory.episodes = EpisodeStats()
         for worker, block in zip(self.workers, self.blocks, strict=True):
-            self.trajectory.episodes.extend(worker.collect(block))
+            try:
+                self.trajectory.episodes.extend(worker.collect(block))
+            except BaseException:
+                worker.is_broken = True  # its environments and its books no longer agree
+                raise
         return self.trajectory
 
     def idle(self) -> Collection[int]:
@@ -73,4 +77,4 @@ class SequentialSource:
 
     def close(self) -> None:
         for worker in self.workers:
-            worker.env.close()
+            worker.close()

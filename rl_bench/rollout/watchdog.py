@@ -9,6 +9,7 @@ processes can.
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import signal
 import threading
@@ -64,25 +65,25 @@ class Watchdog:
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
     def __enter__(self) -> Watchdog:
-        self._before = signal.signal(signal.SIGALRM, self._interrupt)
+        signal.signal(signal.SIGALRM, self._interrupt)
         self._thread.start()
         return self
 
     def __exit__(self, *_: Any) -> None:
         self._done.set()
         self._thread.join(2 * POLL_SECONDS)
-        signal.signal(signal.SIGALRM, self._before)
+        signal.signal(signal.SIGALRM, signal.SIG_IGN)  # one may still be under way
 
     def _watch(self) -> None:
-        last = time.monotonic()
+        last, watched, excused = time.monotonic(), None, 0.0
         while not self._done.wait(POLL_SECONDS):
             now, deadline = time.monotonic(), self._timer.deadline
             gap, last = now - last - POLL_SECONDS, now
-            if deadline is None:
-                continue
+            if deadline != watched:
+                watched, excused = deadline, 0.0
             if gap > LATE_SECONDS:
-                self._timer.deadline = deadline + gap
-            elif now > deadline:
+                excused += gap
+            if deadline is not None and now > deadline + excused:
                 self._end(deadline)
 
     def _end(self, deadline: float) -> None:
@@ -90,13 +91,14 @@ class Watchdog:
         self._dump_stacks()
         main = threading.main_thread().ident
         assert main is not None
-        signal.pthread_kill(main, signal.SIGALRM)
+        if not self._done.is_set():
+            signal.pthread_kill(main, signal.SIGALRM)
         if not self._done.wait(GRACE_SECONDS) and self._timer.deadline == deadline:
             self._on_stuck(self._message())
 
     def _dump_stacks(self) -> None:
         if self._log is not None:
-            with open(self._log, "a") as file:
+            with contextlib.suppress(OSError), open(self._log, "a") as file:
                 faulthandler.dump_traceback(file=file, all_threads=True)
 
     def _interrupt(self, signum: int, frame: FrameType | None) -> None:

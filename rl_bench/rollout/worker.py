@@ -126,8 +126,12 @@ class RolloutWorker:
         except RlBenchError:
             self.is_broken = True
             raise
-        except Exception as error:
+        except BaseException as error:  # SystemExit and cancellations, too
             self.is_broken = True
+            if isinstance(error, KeyboardInterrupt) or type(error).__module__.startswith(
+                "rl_bench"
+            ):
+                raise  # somebody wants us to stop
             raise WorkerError(
                 f"the environment {self.description} raised {type(error).__name__}: {error}"
             ) from error
@@ -173,6 +177,13 @@ class RolloutWorker:
                 f"update {self.version + 1}: the environment gave an observation or a reward "
                 "that is NaN or infinite; training stopped, the last checkpoint is good"
             )
+
+    def close(self) -> None:
+        """Close the environments; what they raise then is a warning."""
+        try:
+            self._ask_environment(self.env.close)
+        except WorkerError as error:
+            logger.warning("while closing: %s", error)
 
     def unfinished_episodes(self) -> int:
         """Count the episodes that have begun and not ended."""

@@ -6,6 +6,7 @@ which also compute gradients (`gradients.py`).
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -71,6 +72,18 @@ class WorkerGroup:
         reply = self._answered(lambda: self.pool.reply_by_now([index]))
         return None if reply is None else self._account(*reply)[1]
 
+    def collected_so_far(self) -> list[tuple[int, Collected]]:
+        """Take every reply that has come, in the order of their ends.
+
+        Who was lost or raised instead is dealt with when it is asked next.
+        """
+        replies = []
+        for index in sorted(self.collecting):
+            with contextlib.suppress(RlBenchError):
+                collected = self.collected_by_now(index)
+                replies += [(index, collected)] if collected else []
+        return sorted(replies, key=lambda reply: reply[1].finished_at)
+
     def _answered(self, wait: Callable[[], Any]) -> Any:
         """Take a reply, and keep books on who raised or was lost instead."""
         try:
@@ -92,7 +105,10 @@ class WorkerGroup:
         return index, collected
 
     def let_all_finish(self) -> list[tuple[int, Collected]]:
-        """Wait until nobody collects; return the replies. Those who fail are lost or `broken`."""
+        """Wait until nobody collects; return the replies in the order of their ends.
+
+        Those who fail are lost or `broken`.
+        """
         replies = []
         while self.collecting:
             try:
@@ -101,7 +117,7 @@ class WorkerGroup:
                 if error.worker is None:
                     raise  # nobody has answered: waiting on would be for ever
                 logger.debug("while the others finished: %s", error)
-        return replies
+        return sorted(replies, key=lambda reply: reply[1].finished_at)
 
     def replace(self, lost: WorkerLost) -> None:
         """Put another worker in the place of a lost one. Raises: WorkerLost when it cannot."""

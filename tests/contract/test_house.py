@@ -113,6 +113,7 @@ def test_the_page_of_settings_is_current():
 def test_links_between_pages_lead_somewhere(page):
     import re
 
+    assert "@@" not in page.read_text(), "a place that was left to fill in"
     for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text()):
         if not target.startswith("http"):
             assert (page.parent / target).exists(), target

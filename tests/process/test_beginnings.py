@@ -39,6 +39,26 @@ def load(directory):
     return checkpoint.read(path)
 
 
+def test_normalised_observations_are_a_matter_of_both_runs(script):
+    # Breaks when: weights that saw raw observations are refused, or those that saw normalised ones
+    # are shown raw ones.
+    flags = ("--env", "toy-counting", "--num-envs", "4", "--n-steps", "16", "--num-threads", "1",
+             "--total-timesteps", "64")  # fmt: skip
+    for name in ("raw", "normalised"):
+        chosen = f"training.normalise_observations={'true' if name == 'normalised' else 'false'}"
+        done = script("train_ppo_sequential.py", *flags, "--set", chosen, "--output-dir", name)
+        assert done.returncode == 0, done.stderr
+    begun = script("train_ppo_sequential.py", *flags, "--init-from", "raw", "--output-dir", "a")
+    assert begun.returncode == 0, begun.stderr
+    assert load(script.directory / "a")["agent"]["net"]["normaliser.count"].item() == 64
+    off = ("--set", "training.normalise_observations=false")
+    refused = script("train_ppo_sequential.py", *flags, *off, "--init-from", "normalised",
+                     "--output-dir", "b")  # fmt: skip
+    assert refused.returncode == 2
+    assert refused.stderr.startswith("error: --init-from: that policy saw normalised observations")
+    assert len(refused.stderr.splitlines()) == 1
+
+
 def test_weights_of_another_network_are_refused(script):
     flags = ("--num-envs", "4", "--n-steps", "16", "--num-threads", "1", "--total-timesteps", "64")
     script("train_ppo_sequential.py", "--env", "toy-counting", *flags, "--output-dir", "first")

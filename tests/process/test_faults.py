@@ -128,6 +128,7 @@ def test_without_a_restart_left_the_state_is_saved_and_the_run_resumes(script, e
     ("env", "message", "restarts"),
     [
         ("toy-crashing", r"error: worker \d: the environment toy-crashing raised RuntimeError", 0),
+        ("toy-quitting", r"error: worker \d: the environment toy-quitting raised SystemExit", 0),
         ("toy-nan", r"error: worker \d: update \d: the environment gave an observation", 0),
         (
             "toy-exiting",

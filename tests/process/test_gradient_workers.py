@@ -1,6 +1,7 @@
 """Workers that compute gradients, as A3C's do: whose weights, how old, nothing lost or doubled."""
 
 import dataclasses
+import time
 
 import pytest
 import torch
@@ -125,3 +126,17 @@ def test_unapplied_gradients_count_as_dropped_in_a_resumed_run(start):
     assert batch.delivery.dropped_timesteps == 2 * STEPS
     # And here it is still applied.
     assert parts.source.next_batch().delivery.dropped_timesteps == 0
+
+
+def test_nobody_waits_longer_than_its_turn(start):
+    # Breaks when: workers with low numbers, whose replies are looked at first, go before others
+    # that have waited longer, as with a learner that is slower than all of them.
+    parts = start(make_setup(workers=3))
+    turns = []
+    for update in range(24):
+        time.sleep(0.05)  # by now everybody has an answer
+        batch = parts.source.next_batch()
+        turns.append(batch.obs[0, 0, 0].item())
+        parts.source.publish(parts.agent.weights(), version=update + 1)
+    counts = [turns.count(stream) for stream in set(turns)]
+    assert len(counts) == 3 and min(counts) >= 6, counts

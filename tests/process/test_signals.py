@@ -180,7 +180,7 @@ def test_a_failure_is_one_line_with_results_and_traceback_on_disk(script, env, m
     assert newest[1]["timesteps"] == 3 * 64
 
 
-@pytest.mark.parametrize("env", ["toy-crashing", "toy-nan"])
+@pytest.mark.parametrize("env", ["toy-crashing", "toy-quitting", "toy-nan"])
 def test_a_failure_between_updates_saves_what_was_learned(script, env):
     # Breaks when: all since the last checkpoint is lost with an environment that fails.
     done = script(SCRIPT, "--env", env, *FOREVER, *CONSTANT, "--save-interval", "0")

@@ -48,6 +48,9 @@ class InstantGroup:
     def collected_by_now(self, actor):
         return self.replies.pop(actor, None)
 
+    def collected_so_far(self):
+        return [(actor, self.collected_by_now(actor)) for actor in sorted(self.replies)]
+
     def next_collected(self):
         actor = next(iter(self.replies))
         return actor, self.replies.pop(actor)

@@ -7,6 +7,8 @@ from rl_bench.config.rules import resolve_policy_lag, share_out_environments
 from rl_bench.config.schema import Config
 from rl_bench.errors import ConfigError
 from rl_bench.experiment import cpu_plan
+from rl_bench.experiment.mode import Mode
+from rl_bench.experiment.resolve import resolve
 from rl_bench.system import cpus
 
 
@@ -104,3 +106,32 @@ def test_how_old_data_may_be(algorithm, cores, lag, frequency, settled):
     row = ALGORITHMS[algorithm]
     config = resolve_policy_lag(asked, row.title, row.max_policy_lag, cores=cores)
     assert config.parallel.max_policy_lag == settled
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        ({}, (4, 2, 8)),
+        ({"parallel__num_workers": 3}, (3, 2, 6)),
+        ({"parallel__num_envs_per_worker": 2}, (4, 2, 8)),
+        ({"training__num_envs": 6}, (3, 2, 6)),
+    ],
+)
+def test_an_environment_may_have_a_largest_number(asked, expected):
+    # Breaks when: auto asks for more environments than there can be.
+    config = share_out_environments(Config().replace(**asked), cores=4, max_num_envs=8)
+    parallel = config.parallel
+    found = parallel.num_workers, parallel.num_envs_per_worker, config.training.num_envs
+    assert found == expected
+    too_many = Config().replace(training__num_envs=9)
+    with pytest.raises(ConfigError, match="more than the 8 that"):
+        share_out_environments(too_many, cores=1, max_num_envs=8)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("policy_update_frequency", 2), ("gradient", "sharded")]
+)
+def test_a3c_refuses_what_it_would_ignore(name, value):
+    config = Config().replace(**{f"parallel__{name}": value, "env__name": "toy-counting"})
+    with pytest.raises(ConfigError, match=f"parallel.{name}"):
+        resolve(config, Mode("a3c", "parallel", "timesteps"))
