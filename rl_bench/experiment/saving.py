@@ -12,6 +12,7 @@ from rl_bench.experiment.instruments import Instruments
 from rl_bench.experiment.parts import Parts
 from rl_bench.experiment.session import Session, refuse_other_shapes
 from rl_bench.experiment.setup import Setup
+from rl_bench.rollout.gradients import GradientSource
 from rl_bench.training import checkpoint
 
 logger = logging.getLogger(__name__)
@@ -101,4 +102,14 @@ def take_learned(parts: Parts, state: Mapping[str, Any]) -> None:
             "--init-from: that policy saw normalised observations, this run would show it "
             "raw ones; leave training.normalise_observations at auto"
         )
-    parts.agent.load_learned(state["agent"])
+    statistics = reward_statistics_of(state)
+    parts.agent.load_learned({**state["agent"], "reward_scaler": statistics})
+    if isinstance(parts.source, GradientSource) and statistics is not None:
+        parts.source.begin_with(statistics)
+
+
+def reward_statistics_of(state: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """Find what rewards are scaled by: the learner's, or a worker's where each has its own."""
+    workers = [worker for worker in state["source"]["workers"] if worker is not None]
+    own = [worker["gradient"] for worker in workers if worker.get("gradient")]
+    return state["agent"]["reward_scaler"] or (own[0] if own else None)

@@ -20,9 +20,15 @@ from rl_bench.rollout.blocks import Blocks
 from rl_bench.rollout.weights import NEWEST, Weights
 from rl_bench.rollout.worker import RolloutWorker
 from rl_bench.rollout.worker_group import WorkerGroup
-from rl_bench.rollout.worker_service import Collected, RolloutService
+from rl_bench.rollout.worker_service import (
+    Collected,
+    RolloutService,
+    deserialise,
+    serialise,
+)
 from rl_bench.types import ComputedGradient, Delivery, EpisodeStats, Trajectory
 from rl_bench.workers.handle import WorkerLost
+from rl_bench.workers.main import Service
 
 
 class GradientSource:
@@ -129,6 +135,12 @@ class GradientSource:
         self.group.load_state_dict(state)
         self._dropped = Dropped.from_state(state.get("dropped"))
 
+    def begin_with(self, statistics: Mapping[str, Any]) -> None:
+        """Have all workers scale rewards by statistics of another run, before they collect."""
+        for index in range(len(self.group)):
+            self.group.pool.ask(index, "begin_with", serialise(statistics))
+            self.group.pool.next_reply([index])
+
     def close(self) -> None:
         self.group.close()
 
@@ -167,6 +179,13 @@ class GradientRolloutService(RolloutService):
     ) -> None:
         super().__init__(worker, index, blocks, weights)
         self.gradient, self.parameters, self.gradients = gradient, parameters, gradients
+
+    def requests(self) -> Service:
+        return {**super().requests(), "begin_with": self.begin_with}
+
+    def begin_with(self, statistics: bytes) -> None:
+        """Scale rewards by statistics of another run, as bytes."""
+        self.gradient.load_state_dict(deserialise(statistics))
 
     def take_weights(self, weights: Mapping[str, torch.Tensor]) -> None:
         super().take_weights(weights)

@@ -172,7 +172,6 @@ class RolloutWorker:
     def _require_finite(self, out: Trajectory) -> None:
         floats = [out.rewards] + ([out.obs] if out.obs.is_floating_point() else [])
         if not all(bool(torch.isfinite(tensor).all()) for tensor in floats):
-            self.is_broken = True
             raise TrainingError(
                 f"update {self.version + 1}: the environment gave an observation or a reward "
                 "that is NaN or infinite; training stopped, the last checkpoint is good"

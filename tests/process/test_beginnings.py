@@ -39,6 +39,23 @@ def load(directory):
     return checkpoint.read(path)
 
 
+def test_statistics_of_rewards_go_into_a3cs_workers_and_out_of_them(script):
+    # Breaks when: its workers, who scale rewards themselves, begin anew, or theirs are forgotten.
+    flags = ("--env", "toy-counting", "--num-envs", "4", "--n-steps", "16", "--num-threads", "2",
+             "--set", "training.normalise_rewards=true")  # fmt: skip
+    runs = (
+        ("train_ppo_sequential.py", "a", "1280", ()),
+        ("train_a3c_parallel.py", "b", "64", ("--num-workers", "2", "--init-from", "a")),
+        ("train_a2c_sequential.py", "c", "64", ("--init-from", "b")),
+    )
+    for entry, name, total, more in runs:
+        done = script(entry, *flags, "--total-timesteps", total, *more, "--output-dir", name)
+        assert done.returncode == 0, done.stderr
+    workers = load(script.directory / "b")["source"]["workers"]
+    assert all(worker["gradient"]["count"] >= 1280 for worker in workers)
+    assert load(script.directory / "c")["agent"]["reward_scaler"]["count"] > 1280 + 64
+
+
 def test_normalised_observations_are_a_matter_of_both_runs(script):
     # Breaks when: weights that saw raw observations are refused, or those that saw normalised ones
     # are shown raw ones.

@@ -155,7 +155,7 @@ def test_a_gradient_that_a_worker_computed_is_that_of_a2c():
 
 def test_a3c_shares_the_statistics_of_one_optimiser():
     # Breaks when: the learner keeps moments for each worker, or none.
-    learner = make_agent(A3C)
+    learner = make_agent(A3C, a2c__optimiser="adam")
     worker = RolloutGradient(make_agent().executor, learner.config)
     for count in (1, 2):
         trajectory = make_trajectory()
