@@ -23,7 +23,8 @@ import torch.distributed as dist
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-from perf.scaling import make_setup, seconds_of, sharing_seconds  # noqa: E402
+from perf.parts import make_setup, seconds_of  # noqa: E402
+from perf.scaling import sharing_seconds  # noqa: E402
 from rl_bench.experiment.parts import make_evaluated_net  # noqa: E402
 from rl_bench.nets.executor import Executor  # noqa: E402
 from rl_bench.system import cpus  # noqa: E402

@@ -19,7 +19,7 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-from perf.scaling import make_env, make_objective, make_setup  # noqa: E402
+from perf.parts import make_env, make_objective, make_setup  # noqa: E402
 from rl_bench.agents.gradient import add_gradient  # noqa: E402
 from rl_bench.agents.optimisers import make_adam  # noqa: E402
 from rl_bench.experiment.parts import make_evaluated_net  # noqa: E402

@@ -29,14 +29,8 @@ from torch.utils.flop_counter import FlopCounterMode
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 from perf.arms import ARMS, Measurement, fps, run  # noqa: E402
-from perf.scaling import (  # noqa: E402
-    MINIBATCH,
-    gradient_seconds,
-    make_env,
-    make_setup,
-    seconds_of,
-    step_seconds,
-)
+from perf.parts import MINIBATCH, make_env, make_setup, seconds_of  # noqa: E402
+from perf.scaling import gradient_seconds, step_seconds  # noqa: E402
 from rl_bench.experiment.parts import make_evaluated_net  # noqa: E402
 from rl_bench.nets.actor_critic import DTYPES  # noqa: E402
 from rl_bench.system import cpus, host  # noqa: E402

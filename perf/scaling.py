@@ -29,17 +29,19 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 from perf.arms import PPO, PPO_PARALLEL, Arm, fps, layout, run  # noqa: E402
-from rl_bench.agents.batches import Batch  # noqa: E402
+from perf.parts import (  # noqa: E402
+    EPOCHS,
+    MINIBATCH,
+    STEPS,
+    TOTAL,
+    make_env,
+    make_objective,
+    make_setup,
+    seconds_of,
+)
 from rl_bench.agents.gradient import add_gradient  # noqa: E402
 from rl_bench.agents.optimisers import make_adam  # noqa: E402
-from rl_bench.agents.ppo import ClippedObjective  # noqa: E402
-from rl_bench.config.schema import Config  # noqa: E402
-from rl_bench.envs import VectorEnv  # noqa: E402
-from rl_bench.experiment.mode import Mode  # noqa: E402
 from rl_bench.experiment.parts import make_evaluated_net  # noqa: E402
-from rl_bench.experiment.resolve import resolve  # noqa: E402
-from rl_bench.experiment.setup import Setup  # noqa: E402
-from rl_bench.nets.executor import Executor  # noqa: E402
 from rl_bench.rollout.worker import RolloutWorker  # noqa: E402
 from rl_bench.system import cpus, host  # noqa: E402
 from rl_bench.types import Trajectory  # noqa: E402
@@ -49,21 +51,7 @@ from rl_bench.workers.shared_memory import SharedTensors  # noqa: E402
 WORKERS = (1, 2, 4, 8, 16, 32)
 ENVIRONMENTS = (1, 2, 4, 8, 16, 32)
 ROWS = (32, 128, 512, 1024)
-STEPS, TOTAL, MINIBATCH, EPOCHS = 128, 32, 1024, 4
 Costs = dict[str, float]
-
-
-def make_setup(**changes: Any) -> Setup:
-    """Resolve the default settings on this machine, but for `changes` named `section__key`."""
-    return resolve(Config().replace(env__seed=1, **changes), Mode("ppo", "sequential", "timesteps"))
-
-
-def make_env(num_envs: int, *, num_threads: int = 0, setup: Setup | None = None) -> VectorEnv:
-    """Make CoinRun as workers step it: on one thread, unless more are asked for."""
-    setup = setup or make_setup()
-    return setup.env.make(
-        num_envs, seed=1, first_index=0, num_threads=num_threads, native=setup.native
-    )
 
 
 def rollout_costs(num_envs: int, repeats: int = 5) -> Costs:
@@ -81,21 +69,6 @@ def rollout_costs(num_envs: int, repeats: int = 5) -> Costs:
     env.close()
     simulation, inference, total = np.median(samples[1:], axis=0)
     return {"simulation": simulation, "inference": inference, "total": total}
-
-
-def make_objective(setup: Setup) -> tuple[Executor, ClippedObjective, Batch]:
-    """Make a network, PPO's objective and a rollout of noise."""
-    executor = make_evaluated_net(setup)
-    rows = STEPS * TOTAL
-    batch = Batch(
-        obs=torch.randint(0, 255, (rows, 64, 64, 3), dtype=torch.uint8),
-        actions=torch.randint(0, 15, (rows,)),
-        log_probs=torch.full((rows,), -2.7),
-        values=torch.zeros(rows),
-        advantages=torch.randn(rows),
-        returns=torch.randn(rows),
-    )
-    return executor, ClippedObjective(executor.net.distribution, setup.config), batch
 
 
 def gradient_seconds(rows: int, repeats: int = 16) -> float:
@@ -116,17 +89,6 @@ def step_seconds() -> float:
     adam = make_adam(executor, setup.config.training)
     add_gradient(executor, objective, batch, torch.arange(32))
     return seconds_of(lambda: adam.step(max_grad_norm=0.5), 50)
-
-
-def seconds_of(action: Callable[[], Any], repeats: int) -> float:
-    for _ in range(2):
-        action()
-    samples = []
-    for _ in range(repeats):
-        started = time.perf_counter()
-        action()
-        samples.append(time.perf_counter() - started)
-    return statistics.median(samples)
 
 
 class Echo:
