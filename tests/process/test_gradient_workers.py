@@ -111,7 +111,7 @@ def test_gradients_that_are_too_old_are_dropped_and_counted(start):
         ended += len(batch.episodes.lengths)
         parts.source.publish(parts.agent.weights(), version=update + 3)
     # What is skipped was dropped; what was dropped last is not followed by anything yet.
-    assert 0 < streams.skipped <= dropped and dropped % (2 * STEPS) == 0
+    assert dropped > 0 and streams.skipped <= dropped and dropped % (2 * STEPS) == 0
     assert ended > 20 * STEPS * 2 / 6, "episodes of dropped rollouts count"
 
 
